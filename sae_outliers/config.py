@@ -1,0 +1,81 @@
+"""The typed schema of conf/: a misspelt or mistyped key is an error when the config is composed."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING
+
+
+@dataclass
+class ModelConfig:
+    name: str = MISSING  # the key in records and result paths
+    domain: str = MISSING  # language, vision, protein or genomic
+    first_layer: int = 1  # layers that `layer=all` runs; layer i is the output of block i, counted from 1
+    last_layer: int = MISSING
+    loader: dict[str, Any] = MISSING  # _target_ and arguments; returns a models.backbone.Backbone
+
+
+@dataclass
+class DataConfig:
+    name: str = MISSING
+    source: dict[str, Any] = MISSING  # _target_ and arguments; called with a seed, it yields documents
+    batch_size: int = MISSING  # items per forward pass
+    tokens_per_item: int | None = None  # at most so many tokens of an item, drawn at random; null: all
+
+
+@dataclass
+class SaeConfig:
+    type: str = MISSING  # topk or relu
+    n_features: int = 8192
+    k: int = 64  # active features per token; for sae=relu only the k of the dead-by-TopK measurement
+    l1: float = 0.0  # sparsity penalty of sae=relu, per unit of mean |feature| sum; 0 for topk
+
+
+@dataclass
+class CenteringConfig:
+    name: str = MISSING  # off, on, geometric_median, whiten or layernorm_center
+
+
+@dataclass
+class TrainConfig:
+    steps: int = MISSING  # 0: measure at initialisation only
+    batch_size: int = 1024  # tokens per step
+    n_tokens: int = MISSING  # tokens stored for training, beside the n_eval evaluation tokens
+    lr: float = 3e-4
+    warmup_steps: int = 50
+    decay_from: float = 0.8  # linear decay to 0 starts at this fraction of the steps
+    eval_every: int = 50  # steps between two points of the death curves
+    checkpoint_every: int = 100
+    dead_window: int = 100_000  # W: a feature that has not fired in the last W training tokens counts as not fired
+
+
+@dataclass
+class TrackerConfig:
+    name: str = MISSING  # wandb or none
+    project: str = "sae_outliers"
+    entity: str | None = None
+
+
+@dataclass
+class RunConfig:
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    sae: SaeConfig = field(default_factory=SaeConfig)
+    centering: CenteringConfig = field(default_factory=CenteringConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    tracker: TrackerConfig = field(default_factory=TrackerConfig)
+    layer: Any = MISSING  # a number, a list of numbers, `middle` or `all`
+    preprocessing: str = "postln"  # postln (the paper's) or raw
+    special_tokens: bool = False  # whether BOS, CLS and the like are among the SAE's tokens
+    n_eval: int = 20_000  # tokens on which severity and fates are measured
+    seed: int = 0  # data order, SAE initialisation and training order
+    device: str = "auto"  # auto, cpu, cuda, cuda:1, ...
+    task: str = "run"  # run, or extract: only store the activations
+    results_dir: str = "results"
+    group: str | None = None  # W&B group; the sweep's name in a sweep
+
+
+def register() -> None:
+    """Make the schema known to Hydra, under the names that conf/config.yaml lists."""
+    ConfigStore.instance().store(name="schema", node=RunConfig)

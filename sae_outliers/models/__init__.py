@@ -1,0 +1,1 @@
+"""Pretrained networks: one module per way of loading. Each `load` returns a `Backbone`."""

@@ -1,0 +1,68 @@
+"""What every way of loading a model returns: a network, where its blocks are, and how documents become inputs."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Inputs of one forward pass, and which of its positions are tokens.
+
+    Attributes:
+        inputs: keyword arguments of the network's `forward`.
+        mask: bool [items, positions], True where a real token is (not padding); None if every position is one.
+        special: bool [items, positions], True for BOS, CLS, EOS, SEP and register tokens; None if there are none.
+            A special token is real: `special` implies `mask`.
+    """
+
+    inputs: dict[str, Tensor]
+    mask: Tensor | None = None
+    special: Tensor | None = None
+
+    def to(self, device: torch.device | str) -> "Batch":
+        def move(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor.to(device)
+
+        return Batch({k: v.to(device) for k, v in self.inputs.items()}, move(self.mask), move(self.special))
+
+
+def first_output(output: Any) -> Tensor:
+    """A block's residual stream, [items, positions, d_model]: the output itself, or the first of a tuple."""
+    return output[0] if isinstance(output, tuple) else output
+
+
+@dataclass
+class Backbone:
+    """A pretrained network in eval mode.
+
+    Attributes:
+        module: the network; called as `module(**batch.inputs)`.
+        blocks: `blocks[i]` is the module whose output is layer `i + 1`.
+        items: turns one document of the domain into the network's items (a text into windows of token ids, a
+            photograph into crops); an item is whatever `collate` takes.
+        collate: turns a list of items into one `Batch`, padding and masking as needed.
+        hidden: turns a block's raw output into [items, positions, d_model].
+    """
+
+    module: nn.Module
+    blocks: Sequence[nn.Module]
+    items: Callable[[Any], Iterable[Any]]
+    collate: Callable[[list[Any]], Batch]
+    hidden: Callable[[Any], Tensor] = first_output
+
+    def block(self, layer: int) -> nn.Module:
+        """The module whose output is `layer` (1-based). Raises ValueError if there is no such layer."""
+        if not 1 <= layer <= len(self.blocks):
+            raise ValueError(f"layer {layer} does not exist: this model has layers 1 to {len(self.blocks)}")
+        return self.blocks[layer - 1]
+
+    def batches(self, documents: Iterable[Any], batch_size: int) -> Iterator[Batch]:
+        """Batches of `batch_size` items, in the order of the documents."""
+        items = (item for document in documents for item in self.items(document))
+        while chunk := list(islice(items, batch_size)):
+            yield self.collate(chunk)
