@@ -1,0 +1,32 @@
+"""Files that are whole or absent: written beside their place and renamed into it."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """Give a path to write to; when the block ends without an error, it becomes `path` in one step."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield beside
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    with written_whole(path) as beside:
+        beside.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def digest(content: Any, length: int = 12) -> str:
+    """The first `length` hex digits of the SHA-256 of the canonical JSON of `content`."""
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:length]
