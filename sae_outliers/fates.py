@@ -1,0 +1,58 @@
+"""Which features are alive, dead by TopK or dead by ReLU on the evaluation tokens, and how they align with the mean."""
+
+from enum import IntEnum
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class Fate(IntEnum):
+    ALIVE = 0
+    NEVER_SELECTED = 1  # positive on some token, but never among the k largest
+    NEVER_POSITIVE = 2  # dead by ReLU; the published dead-by-TopK includes these
+
+
+class FateCounter:
+    """Counts, over chunks of pre-activations, on how many tokens each feature is positive and is selected.
+
+    Attributes:
+        positive: int64 [n_features], tokens on which the pre-activation is > 0.
+        selected: int64 [n_features], tokens on which it is > 0 and among the token's k largest.
+    """
+
+    def __init__(self, n_features: int, k: int, device: torch.device | str = "cpu") -> None:
+        self.k = k
+        self.n_tokens = 0
+        self.positive = torch.zeros(n_features, dtype=torch.int64, device=device)
+        self.selected = torch.zeros(n_features, dtype=torch.int64, device=device)
+
+    def update(self, pre: Tensor) -> None:
+        """Take in pre-activations [tokens, n_features]."""
+        self.n_tokens += len(pre)
+        self.positive += (pre > 0).sum(0)
+        values, indices = pre.topk(self.k, dim=1, sorted=False)
+        self.selected += torch.bincount(indices[values > 0], minlength=len(self.selected))
+
+    @property
+    def fates(self) -> Tensor:
+        """A `Fate` for each feature, int8 [n_features]."""
+        fates = torch.full_like(self.positive, Fate.ALIVE, dtype=torch.int8)
+        fates[self.selected == 0] = Fate.NEVER_SELECTED
+        fates[self.positive == 0] = Fate.NEVER_POSITIVE
+        return fates
+
+    @property
+    def dead_pct_topk(self) -> float:
+        """Percent of the features that are never selected, those never positive included."""
+        return 100 * (self.selected == 0).double().mean().item()
+
+    @property
+    def dead_pct_relu(self) -> float:
+        """Percent of the features that are never positive."""
+        return 100 * (self.positive == 0).double().mean().item()
+
+
+def alignment(W_enc: Tensor, mean: Tensor) -> Tensor:
+    """cos(encoder direction, μ) of each feature, [n_features], from W_enc [d_model, n_features] and mean [d_model]."""
+    return F.cosine_similarity(W_enc, mean.to(W_enc)[:, None], dim=0)

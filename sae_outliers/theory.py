@@ -1,0 +1,46 @@
+"""Closed forms for feature death at initialisation, from γ alone (arXiv 2605.31518).
+
+A random unit direction has a projected mean ~ N(0, ||μ||²/d) and a projected spread ≈ ||σ||/√d. In units of the
+spread, feature j's pre-activation on token i is then m_j + ε_ij with m_j ~ N(0, γ²) and ε_ij ~ N(0, 1), and the
+largest ε of n_eval tokens is about C = Φ⁻¹(1 - 1/n_eval). All functions are vectorised over γ and return
+probabilities in [0, 1].
+"""
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.stats import norm
+
+Probability = NDArray[np.float64]
+
+
+def _reach(n_eval: int) -> float:
+    """C: how many spreads above its mean a feature gets on its best of `n_eval` tokens."""
+    return float(norm.isf(1 / n_eval))
+
+
+def _threshold(n_features: int, k: int) -> float:
+    """t_k: how many standard deviations above the mean the k-th largest of `n_features` normal values lies."""
+    return float(norm.isf(k / n_features))
+
+
+def dead_by_relu(gamma: ArrayLike, n_eval: int) -> Probability:
+    """P(m_j + C < 0) = Φ(-C/γ): the pre-activation is positive on no evaluation token."""
+    with np.errstate(divide="ignore"):
+        return norm.cdf(-_reach(n_eval) / np.asarray(gamma, dtype=np.float64))
+
+
+def dead_by_topk(gamma: ArrayLike, n_eval: int, n_features: int, k: int) -> Probability:
+    """P(m_j + C < t_k γ) = Φ(t_k - C/γ): the paper's form, whose top-k threshold is that of the means m_j alone."""
+    with np.errstate(divide="ignore"):
+        return norm.cdf(_threshold(n_features, k) - _reach(n_eval) / np.asarray(gamma, dtype=np.float64))
+
+
+def dead_by_topk_small_gamma(gamma: ArrayLike, n_eval: int, n_features: int, k: int) -> Probability:
+    """P(m_j + C < t_k √(1+γ²)): the threshold of m_j + ε_ij, which matters where γ is not large.
+
+    This form is ours; it tends to the paper's as γ grows.
+    """
+    gamma = np.asarray(gamma, dtype=np.float64)
+    threshold = _threshold(n_features, k) * np.sqrt(1 + gamma**2)
+    with np.errstate(divide="ignore"):
+        return norm.cdf((threshold - _reach(n_eval)) / gamma)
