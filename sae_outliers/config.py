@@ -26,7 +26,8 @@ class DataConfig:
 
 @dataclass
 class SaeConfig:
-    type: str = MISSING  # topk or relu
+    name: str = MISSING
+    _target_: str = MISSING  # a sae.autoencoder.SparseAutoencoder
     n_features: int = 8192
     k: int = 64  # active features per token; for sae=relu only the k of the dead-by-TopK measurement
     l1: float = 0.0  # sparsity penalty of sae=relu, per unit of mean |feature| sum; 0 for topk

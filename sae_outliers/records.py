@@ -14,7 +14,16 @@ SCHEMA_VERSION = 1  # raised whenever a column changes its meaning
 # What two records must share before their figures at initialisation may stand in one table ...
 INIT_SETTINGS = ("preprocessing", "special_tokens", "n_eval", "n_features", "k", "seed")
 # ... and what they must share besides, before their figures after training may.
-TRAIN_SETTINGS = ("train_steps", "train_batch_size", "n_train", "lr", "warmup_steps", "decay_from", "dead_window", "l1")
+TRAIN_SETTINGS = (
+    "train_steps",
+    "train_batch_size",
+    "n_train",
+    "lr",
+    "warmup_steps",
+    "decay_from",
+    "dead_window",
+    "l1",
+)
 
 
 @dataclass
@@ -47,8 +56,10 @@ class Record:
     l1: float
     # severity of the activations, before centering
     d_model: int
-    gamma: float  # post-LN, on the tokens that the SAE sees
-    gamma_raw: float
+    gamma: float  # post-LN, on the tokens that the SAE sees: with special ones only if `special_tokens`
+    gamma_raw: float  # likewise, before LayerNorm
+    gamma_without_special: float
+    gamma_raw_without_special: float
     gamma_with_special: float
     gamma_raw_with_special: float
     effective_rank: float

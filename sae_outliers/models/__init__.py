@@ -12,7 +12,7 @@ def _make_torchvision_importable() -> None:
     them, and timm's models and transforms need no other part of that library.
     """
     try:
-        import torchvision  # noqa: F401
+        import torchvision
     except RuntimeError:
         _OPERATORS.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         _OPERATORS.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")

@@ -1,0 +1,287 @@
+"""python -m sae_outliers.aggregate (make aggregate): records -> tables, figures and a summary.
+
+    python -m sae_outliers.aggregate results_dir=results
+    python -m sae_outliers.aggregate 'where="train_steps == 0 and n_eval == 20000"'
+    python -m sae_outliers.aggregate reference=init_stats.csv expected=conf/model
+
+`where` is a condition on the columns of the records, in pandas' query language. `reference` is a copy of the
+authors' published table of 454 model-layers: the same figures are computed from it and laid beside the own.
+"""
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import NamedTuple
+
+import hydra
+import pandas as pd
+from hydra.core.config_store import ConfigStore
+from matplotlib.figure import Figure
+from omegaconf import DictConfig, OmegaConf
+
+from sae_outliers import figures, tables
+from sae_outliers.records import Record, read_records
+from sae_outliers.reference import in_published_domains, read_reference
+from sae_outliers.tables import Table
+
+
+@dataclass
+class AggregateConfig:
+    results_dir: str = "results"
+    where: str | None = None  # aggregate only the records for which this condition on their columns holds
+    allow_mixed: bool = False  # put records with different settings into one table
+    expected: str | None = None  # folder of model configs whose layers are expected besides those of the models seen
+    reference: str | None = None  # CSV file with the columns of the authors' published table
+
+
+class Inputs(NamedTuple):
+    own: pd.DataFrame | None
+    published: pd.DataFrame | None
+    expected: dict[str, range]
+    mixed: dict[str, pd.Series]  # settings in which `own` differs, and which the user allowed
+
+
+ConfigStore.instance().store(name="aggregate_schema", node=AggregateConfig)
+
+
+@hydra.main(version_base=None, config_path="../conf", config_name="aggregate")
+def main(config: AggregateConfig) -> None:
+    try:
+        inputs = read_inputs(config)
+    except ValueError as error:
+        sys.exit(str(error))
+    made = list(all_tables(inputs))
+    drawn = dict(all_figures(inputs))
+    results_dir = Path(config.results_dir)
+    for table in made:
+        tables.write_table(table, results_dir / "tables")
+    for name, figure in drawn.items():
+        figures.write_figure(figure, name, results_dir / "figures")
+    print(summary(made, list(drawn), inputs, results_dir))
+
+
+# --- reading and checking -------------------------------------------------------------------------------
+
+
+def read_inputs(config: AggregateConfig) -> Inputs:
+    """Records, reference and expected layers.
+
+    Raises:
+        ValueError: there is nothing to aggregate, or something that must not be; the message is one sentence.
+    """
+    published = read_reference(Path(config.reference)) if config.reference else None
+    expected = layers_listed_in(Path(config.expected)) if config.expected else {}
+    records = read_records(Path(config.results_dir))
+    if records.empty:
+        if published is None:
+            raise ValueError(f"There are no records below {config.results_dir}/runs: run something first")
+        return Inputs(None, published, expected, {})
+    own = select(check_columns(records), config.where)
+    mixed = tables.mixed_settings(own)
+    if mixed and not config.allow_mixed:
+        raise ValueError(refusal(mixed))
+    return Inputs(own, published, expected, mixed)
+
+
+def check_columns(records: pd.DataFrame) -> pd.DataFrame:
+    missing = [field.name for field in fields(Record) if field.name not in records]
+    if missing:
+        raise ValueError(f"No record has the column(s) {', '.join(missing)}: they were written by another version")
+    return records
+
+
+def select(records: pd.DataFrame, where: str | None) -> pd.DataFrame:
+    """The records for which the condition holds.
+
+    Raises:
+        ValueError: it is no condition on the records' columns, or holds for none of them.
+    """
+    if where is None:
+        return records
+    try:
+        keep = records.eval(where, engine="python", local_dict={}, global_dict={})
+    except Exception as error:  # pandas raises anything from SyntaxError to AttributeError on a malformed condition
+        raise ValueError(f"where={where!r} is not a condition on the records' columns ({error})") from error
+    if not (isinstance(keep, pd.Series) and keep.dtype == bool):
+        raise ValueError(f"where={where!r} is not a condition: it does not say yes or no of each record")
+    if not keep.any():
+        raise ValueError(f"where={where!r} holds for none of the {len(records)} records")
+    return records[keep].reset_index(drop=True)
+
+
+def refusal(mixed: dict[str, pd.Series]) -> str:
+    name, counts = next(iter(mixed.items()))
+    most = counts.idxmax()
+    return (
+        f"The records differ in {tables.describe_mix(mixed)}, so their figures do not belong in one table: "
+        f"narrow them, for example with 'where=\"{name} == {most!r}\"', or pass allow_mixed=true"
+    )
+
+
+def layers_listed_in(folder: Path) -> dict[str, range]:
+    """The layers that the model configs in `folder` offer, by model.
+
+    Raises:
+        ValueError: the folder holds no model config, or one lacks its name or last layer (named).
+    """
+    listed = {}
+    for path in sorted(folder.glob("*.yaml")):
+        config = OmegaConf.load(path)
+        model = config.get("model", config) if isinstance(config, DictConfig) else {}
+        if "name" not in model or "last_layer" not in model:
+            raise ValueError(f"{path} is no model config: it states no name and last_layer")
+        listed[str(model["name"])] = range(model.get("first_layer", 1), model["last_layer"] + 1)
+    if not listed:
+        raise ValueError(f"expected={folder} holds no model configs (*.yaml)")
+    return listed
+
+
+# --- tables and figures ---------------------------------------------------------------------------------
+
+NOTES = {
+    "spearman": (
+        "Spearman's ρ of outlier severity with the percentage of features dead at initialisation, "
+        "centering=off. Layers of one model are not independent, so there are two bootstrap 95 % intervals "
+        f"(percentile, {tables.RESAMPLES} resamples): one resamples layers and is too narrow for a statement "
+        "about other models, one resamples whole models. Blank: the layers interval below "
+        f"{tables.FEWEST_LAYERS} layers; the models interval below {tables.FEWEST_MODELS} models, which give "
+        "too few different resamples; all of it where one side is constant."
+    ),
+    "models": (
+        "Per model: layers measured of those expected, post-LN γ over the layers, and the percentage of "
+        "features dead at initialisation in the median and the worst layer, with centering off and on. "
+        "Dead by TopK includes dead by ReLU."
+    ),
+    "conditions": (
+        "Medians over layers (for `all`: over the layers of all models, so models with more layers weigh "
+        "more) of the percentage of dead features. `init` takes all records; `trained init`, `end`, FVU "
+        "and L0 take trained records only, so compare `end` with `trained init`. `not fired`: in the last "
+        "dead_window training tokens."
+    ),
+    "theory": (
+        "Closed form minus measured percentage of features dead at initialisation, centering=off: mean "
+        "absolute error (MAE) and mean error (bias), in percentage points. TopK and ReLU are the paper's "
+        "forms; the small-γ threshold is ours."
+    ),
+    "coverage": (
+        "Layers measured of those expected, by condition. Expected are the layers up to last_layer of "
+        "each model seen, and those of the models that `expected` lists."
+    ),
+}
+BESIDE = (
+    " `published`: the same figures from the reference table, whose domains are used for both sides "
+    "(gLM2 under language, protein and genomic as biology). The two sides need not hold the same "
+    "layers: see their counts."
+)
+KEYS = {
+    "spearman": ["domain", "severity", "death"],
+    "models": ["domain", "model"],
+    "theory": ["domain", "formula"],
+}
+
+
+def all_tables(inputs: Inputs) -> Iterator[Table]:
+    """The tables of the records, then those of the reference beside them."""
+    own, published, mixed = inputs.own, inputs.published, mixed_note(inputs.mixed)
+    if own is not None:
+        frames = table_frames(own, inputs.expected) | {
+            "conditions": tables.conditions(own),
+            "coverage": tables.coverage(own, inputs.expected),
+        }
+        yield from (Table(name, frame, NOTES[name] + mixed) for name, frame in frames.items())
+    if published is not None:
+        theirs = table_frames(published)
+        ours = table_frames(in_published_domains(own, published), inputs.expected) if own is not None else {}
+        for name, keys in KEYS.items():
+            frame = tables.beside(theirs[name], ours.get(name), keys)
+            yield Table(f"reference_{name}", frame, NOTES[name] + BESIDE + mixed)
+
+
+def table_frames(records: pd.DataFrame, expected: dict[str, range] | None = None) -> dict[str, pd.DataFrame]:
+    return {
+        "spearman": tables.spearman(records),
+        "models": tables.models(records, expected),
+        "theory": tables.theory(records),
+    }
+
+
+def mixed_note(mixed: dict[str, pd.Series]) -> str:
+    """What allow_mixed let in, for the note beside each table."""
+    if not mixed:
+        return ""
+    return (
+        f" Mixed, since allow_mixed=true: {tables.describe_mix(mixed)}. Each setting and seed of a layer is "
+        "a row of its own in means, medians and ρ; counts of layers and resampling take them as one."
+    )
+
+
+def all_figures(inputs: Inputs) -> Iterator[tuple[str, Figure]]:
+    for prefix, records in {"": inputs.own, "reference_": inputs.published}.items():
+        if records is None:
+            continue
+        off = tables.measured_once(records[records["centering"] == "off"])
+        if len(off):
+            yield f"{prefix}gamma_vs_death", figures.gamma_vs_death(off)
+        yield (
+            f"{prefix}gamma_by_depth",
+            figures.gamma_by_depth(records.drop_duplicates(["model", "layer", "seed"])),
+        )
+    curves = read_curves(inputs.own) if inputs.own is not None else pd.DataFrame()
+    if len(curves):
+        yield "death_curves", figures.death_curves(curves)
+
+
+def read_curves(records: pd.DataFrame) -> pd.DataFrame:
+    """The death curves of all trained runs that have theirs on disk, with who they belong to."""
+    found = []
+    trained = records[records["train_steps"] > 0]
+    for run in trained[["run_dir", "run_id", "model", "sae", "centering"]].to_dict("records"):
+        path = Path(run.pop("run_dir")) / "curves.parquet"
+        if path.is_file():
+            found.append(pd.read_parquet(path).assign(**{str(name): value for name, value in run.items()}))
+    return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
+
+
+# --- the console ----------------------------------------------------------------------------------------
+
+
+def summary(made: list[Table], drawn: list[str], inputs: Inputs, results_dir: Path) -> str:
+    frames = {table.name: table.frame for table in made}
+    parts = []
+    if inputs.own is not None:
+        parts += [
+            coverage_lines(frames["coverage"]),
+            spearman_lines("Spearman's ρ, own records", frames["spearman"]),
+        ]
+    if inputs.published is not None:
+        title = "Spearman's ρ, reference" + (" beside own records" if inputs.own is not None else "")
+        parts.append(spearman_lines(title, frames["reference_spearman"]))
+    if inputs.mixed:
+        parts.append(f"Mixed, since allow_mixed=true: {tables.describe_mix(inputs.mixed)}")
+    names = ", ".join(frames)
+    parts.append(f"{results_dir}/tables: {names} (.csv, .md, .tex)")
+    parts.append(f"{results_dir}/figures: {', '.join(drawn)} (.png, .pdf)")
+    return "\n\n".join(parts)
+
+
+def coverage_lines(frame: pd.DataFrame) -> str:
+    lines = ["Layers measured, by condition (SAE, centering):"]
+    for row in frame.to_dict("records"):
+        missing = f"; missing: {row['missing']}" if row["missing"] else ""
+        counts = f"{row['layers']}/{row['expected']}, {row['trained']} of them trained"
+        lines.append(f"  {row['sae']}, {row['centering']}: {counts}{missing}")
+    return "\n".join(lines)
+
+
+def spearman_lines(title: str, frame: pd.DataFrame) -> str:
+    """Post-LN γ in each domain, and the other severities overall; the file has the rest."""
+    if frame.empty:
+        return f"{title}: none, for no record has centering=off"
+    shown = frame[(frame["severity"] == tables.SEVERITIES["gamma"]) | (frame["domain"] == "all")]
+    text = tables.for_reading(shown).to_markdown(index=False, tablefmt="simple", disable_numparse=True)
+    return f"{title}\n{text}"
+
+
+if __name__ == "__main__":
+    main()

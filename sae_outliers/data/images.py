@@ -1,0 +1,66 @@
+"""Photographs as square crops at random scales: those that two packages install, or those of a folder."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from sae_outliers.models.cache import package_folder
+
+# What these packages install as data also holds charts, silhouettes, logos and text. Of the stereo pair of a
+# motorcycle one view is enough.
+SCIKIT_IMAGE = (
+    "astronaut.png brick.png camera.png cell.png chelsea.png clock_motion.png coffee.png coins.png "
+    "grass.png gravel.png hubble_deep_field.jpg ihc.png microaneurysms.png moon.png motorcycle_left.png "
+    "retina.jpg rocket.jpg"
+)
+SCIKIT_LEARN = "china.jpg flower.jpg"
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
+
+
+def packaged_photographs() -> list[Path]:
+    """The 19 photographs. Raises ModuleNotFoundError if one of the two packages is not installed."""
+    skimage = package_folder("skimage", "scikit-image", install="pip install scikit-image")
+    sklearn = package_folder("sklearn", "scikit-learn", install="pip install scikit-learn")
+    files = [skimage / "data" / name for name in SCIKIT_IMAGE.split()]
+    return files + [sklearn / "datasets" / "images" / name for name in SCIKIT_LEARN.split()]
+
+
+def photographs_in(folder: Path) -> list[Path]:
+    """The image files anywhere below a folder. Raises FileNotFoundError if there is none."""
+    files = sorted(path for path in folder.expanduser().rglob("*") if path.suffix.lower() in SUFFIXES)
+    if not files:
+        raise FileNotFoundError(f"no image file ({', '.join(sorted(SUFFIXES))}) in {folder}")
+    return files
+
+
+class Photographs:
+    """A source of RGB images: round after round, one crop of each photograph in an order shuffled anew.
+
+    Args:
+        folder: where the photographs are; None for those that come with packages.
+        crops: rounds, that is crops of each photograph.
+        smallest: side of the smallest crop, as a fraction of the photograph's shorter side. Sides are drawn
+            evenly between that and the whole.
+    """
+
+    def __init__(self, folder: str | None = None, crops: int = 200, smallest: float = 0.3) -> None:
+        self.files = packaged_photographs() if folder is None else photographs_in(Path(folder))
+        self.crops = crops
+        self.smallest = smallest
+
+    def __call__(self, seed: int) -> Iterator[Image.Image]:
+        random = np.random.default_rng(seed)
+        for _ in range(self.crops):
+            for i in random.permutation(len(self.files)):
+                with Image.open(self.files[i]) as image:
+                    yield random_crop(image.convert("RGB"), random, self.smallest)
+
+
+def random_crop(image: Image.Image, random: np.random.Generator, smallest: float) -> Image.Image:
+    """A square somewhere in the image, mirrored half of the time."""
+    side = max(1, round(min(image.size) * random.uniform(smallest, 1)))
+    left, top = (int(random.integers(extent - side + 1)) for extent in image.size)
+    crop = image.crop((left, top, left + side, top + side))
+    return crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if random.random() < 0.5 else crop

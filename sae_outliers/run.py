@@ -1,0 +1,44 @@
+"""python -m sae_outliers.run model=offline/smollm2 layer=7 sae=topk centering=off
+
+One run: compose the config, then one job per layer in this process. With -m, the sweeper in launch/ makes one job per
+model, layer and condition.
+"""
+
+import logging
+import sys
+
+import hydra
+
+from sae_outliers.activations.extract import extract
+from sae_outliers.config import RunConfig, register
+from sae_outliers.job import run_layer
+from sae_outliers.layers import resolve_layers
+
+log = logging.getLogger(__name__)
+
+
+def run(cfg: RunConfig) -> None:
+    """All layers that the config names, from one forward pass."""
+    layers = resolve_layers(cfg.layer, cfg.model.first_layer, cfg.model.last_layer)
+    extract(cfg, layers)
+    if cfg.task == "extract":
+        return
+    for layer in layers:
+        directory = run_layer(cfg, layer)
+        log.info("%s layer %d: %s", cfg.model.name, layer, directory)
+
+
+register()
+
+
+@hydra.main(version_base="1.3", config_path="../conf", config_name="config")
+def main(cfg: RunConfig) -> None:
+    try:
+        run(cfg)
+    except (ValueError, FileNotFoundError) as error:
+        log.error("%s", error)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""An SAE and its centering as one set of weights, and as one file."""
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import get_class
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from sae_outliers.centering import Affine
+from sae_outliers.files import written_whole
+from sae_outliers.sae.autoencoder import SparseAutoencoder
+
+WEIGHTS = ("W_enc", "b_enc", "W_dec", "b_dec")
+
+
+@torch.no_grad()
+def fold(sae: SparseAutoencoder, centering: Affine) -> SparseAutoencoder:
+    """The SAE that does on x what `sae` does on `centering.apply(x)`, its output mapped back by `centering.undo`.
+
+    With z = (x - s) L and x̂ = ẑ L⁺ + s:  W_enc' = L W_enc,  W_dec' = W_dec L⁺,  b_dec' = b_dec L⁺ + s, and
+    b_enc' = b_enc + (b_dec L⁺ L - b_dec) W_enc, whose second term is 0 unless L is singular. The products are formed
+    in float64. Decoder rows keep their unit norm only if L is orthogonal.
+    """
+    w = {name: getattr(sae, name).double() for name in WEIGHTS}
+    shift = centering.shift.double()
+    identity = torch.eye(sae.d_model, dtype=torch.float64, device=shift.device)
+    linear = identity if centering.linear is None else centering.linear.double()
+    inverse = identity if centering.inverse is None else centering.inverse.double()
+    back = w["b_dec"] @ inverse
+    folded = {
+        "W_enc": linear @ w["W_enc"],
+        "b_enc": w["b_enc"] + (back @ linear - w["b_dec"]) @ w["W_enc"],
+        "W_dec": w["W_dec"] @ inverse,
+        "b_dec": back + shift,
+    }
+    result = copy.deepcopy(sae)
+    result.load_state_dict({name: tensor.float() for name, tensor in folded.items()})
+    return result
+
+
+def save_sae(path: Path, sae: SparseAutoencoder, centering: Affine, described: dict[str, Any]) -> None:
+    """Weights and centering as safetensors; `described` (JSON) goes into the file's metadata."""
+    tensors = {name: getattr(sae, name).detach().contiguous() for name in WEIGHTS} | centering.tensors()
+    kind = {"class": f"{type(sae).__module__}.{type(sae).__qualname__}", "k": sae.k, "l1": sae.l1}
+    with written_whole(path) as beside:
+        save_file(tensors, beside, metadata={"sae": json.dumps(kind), "described": json.dumps(described)})
+
+
+def load_sae(path: Path) -> tuple[SparseAutoencoder, Affine]:
+    """The SAE and the centering that `save_sae` wrote. Raises ValueError for a file without our metadata."""
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata() or {}
+        tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    if "sae" not in metadata:
+        raise ValueError(f"{path} was not written by sae_outliers: its metadata has no entry 'sae'")
+    kind = json.loads(metadata["sae"])
+    n_features, d_model = tensors["W_dec"].shape
+    sae: SparseAutoencoder = get_class(kind["class"])(d_model, n_features, kind["k"], kind["l1"])
+    sae.load_state_dict({name: tensors[name] for name in WEIGHTS})
+    return sae, Affine.from_tensors(tensors)

