@@ -54,11 +54,21 @@ def main(config: AggregateConfig) -> None:
     made = list(all_tables(inputs))
     drawn = dict(all_figures(inputs))
     results_dir = Path(config.results_dir)
+    forget_former(results_dir)
     for table in made:
         tables.write_table(table, results_dir / "tables")
     for name, figure in drawn.items():
         figures.write_figure(figure, name, results_dir / "figures")
     print(summary(made, list(drawn), inputs, results_dir))
+
+
+def forget_former(results_dir: Path) -> None:
+    """Delete what a former call wrote: of other records, it must not stand beside what this one writes."""
+    kinds = {"tables": (NOTES, ("csv", "md", "tex")), "figures": (FIGURES, ("png", "pdf"))}
+    for folder, (names, endings) in kinds.items():
+        for name in (*names, *(f"reference_{name}" for name in names)):
+            for ending in endings:
+                (results_dir / folder / f"{name}.{ending}").unlink(missing_ok=True)
 
 
 # --- reading and checking -------------------------------------------------------------------------------
@@ -112,7 +122,7 @@ def select(records: pd.DataFrame, where: str | None) -> pd.DataFrame:
 
 def refusal(mixed: dict[str, pd.Series]) -> str:
     name, counts = next(iter(mixed.items()))
-    most = counts.idxmax()
+    most = counts.index.tolist()[int(counts.argmax())]  # a Python value, for its repr
     return (
         f"The records differ in {tables.describe_mix(mixed)}, so their figures do not belong in one table: "
         f"narrow them, for example with 'where=\"{name} == {most!r}\"', or pass allow_mixed=true"
@@ -144,9 +154,10 @@ NOTES = {
         "Spearman's ρ of outlier severity with the percentage of features dead at initialisation, "
         "centering=off. Layers of one model are not independent, so there are two bootstrap 95 % intervals "
         f"(percentile, {tables.RESAMPLES} resamples): one resamples layers and is too narrow for a statement "
-        "about other models, one resamples whole models. Blank: the layers interval below "
-        f"{tables.FEWEST_LAYERS} layers; the models interval below {tables.FEWEST_MODELS} models, which give "
-        "too few different resamples; all of it where one side is constant."
+        "about other models, one resamples whole models and is rough where these are few. Blank: ρ below "
+        f"{tables.FEWEST_LAYERS} layers or where one side is constant; the interval over models below "
+        f"{tables.FEWEST_MODELS} models, which give too few different resamples; an interval on whose ends all "
+        "resamples agree, as they do where the order is perfect."
     ),
     "models": (
         "Per model: layers measured of those expected, post-LN γ over the layers, and the percentage of "
@@ -169,6 +180,7 @@ NOTES = {
         "each model seen, and those of the models that `expected` lists."
     ),
 }
+FIGURES = ("gamma_vs_death", "gamma_by_depth", "death_curves")
 BESIDE = (
     " `published`: the same figures from the reference table, whose domains are used for both sides "
     "(gLM2 under language, protein and genomic as biology). The two sides need not hold the same "
@@ -189,7 +201,7 @@ def all_tables(inputs: Inputs) -> Iterator[Table]:
             "conditions": tables.conditions(own),
             "coverage": tables.coverage(own, inputs.expected),
         }
-        yield from (Table(name, frame, NOTES[name] + mixed) for name, frame in frames.items())
+        yield from (Table(name, frame, NOTES[name] + mixed) for name, frame in frames.items() if len(frame))
     if published is not None:
         theirs = table_frames(published)
         ours = table_frames(in_published_domains(own, published), inputs.expected) if own is not None else {}
@@ -250,13 +262,11 @@ def summary(made: list[Table], drawn: list[str], inputs: Inputs, results_dir: Pa
     frames = {table.name: table.frame for table in made}
     parts = []
     if inputs.own is not None:
-        parts += [
-            coverage_lines(frames["coverage"]),
-            spearman_lines("Spearman's ρ, own records", frames["spearman"]),
-        ]
-    if inputs.published is not None:
-        title = "Spearman's ρ, reference" + (" beside own records" if inputs.own is not None else "")
-        parts.append(spearman_lines(title, frames["reference_spearman"]))
+        parts.append(coverage_lines(frames["coverage"]))
+    if inputs.published is None:
+        parts.append(spearman_lines("Spearman's ρ", frames.get("spearman", pd.DataFrame())))
+    else:
+        parts.append(spearman_lines("Spearman's ρ, published and own", frames["reference_spearman"]))
     if inputs.mixed:
         parts.append(f"Mixed, since allow_mixed=true: {tables.describe_mix(inputs.mixed)}")
     names = ", ".join(frames)

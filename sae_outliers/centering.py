@@ -60,7 +60,7 @@ def whiten(m: Moments) -> Affine:
     """
     eigenvalues, axes = torch.linalg.eigh(m.scatter / m.count)
     deviations = eigenvalues.clamp(min=1e-6 * eigenvalues[-1].item()).sqrt()
-    return Affine(m.mean.float(), (axes / deviations).float(), (axes * deviations).T.contiguous().float())
+    return Affine(m.mean.float(), (axes / deviations).float().contiguous(), (axes * deviations).T.float().contiguous())
 
 
 def layernorm_center(m: Moments) -> Affine:

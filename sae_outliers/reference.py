@@ -39,7 +39,7 @@ def read_reference(path: Path) -> pd.DataFrame:
     """The published rows in the columns of the records, one for centering=off and one for centering=on each.
 
     Raises:
-        ValueError: the file is absent, is no table, lacks columns or has a cell that is no number (named).
+        ValueError: the file is absent, is no table, lacks columns or rows, or has a cell that is no number (named).
     """
     published = _checked(path)
     last = published.groupby("model")["layer"].transform("max")
@@ -58,6 +58,8 @@ def _checked(path: Path) -> pd.DataFrame:
     missing = [column for column in COLUMNS if column not in published]
     if missing:
         raise ValueError(f"The reference {path} lacks the column(s) {', '.join(missing)}")
+    if published.empty:
+        raise ValueError(f"The reference {path} has no rows")
     numbers = published[NUMBERS].apply(pd.to_numeric, errors="coerce")
     wrong = numbers.columns[numbers.isna().any()]
     if len(wrong):

@@ -26,7 +26,7 @@ FORMULAS = {  # closed form -> the column that it predicts
     "ReLU": ("theory_pct_relu", "dead_pct_init_relu"),
 }
 RESAMPLES = 2000
-FEWEST_LAYERS = 3  # below this, a rank correlation says nothing
+FEWEST_LAYERS = 5  # below this, a rank correlation says nothing
 FEWEST_MODELS = 3  # below this, resampling whole models can give only a handful of different samples
 
 
@@ -60,9 +60,9 @@ def mixed_settings(records: pd.DataFrame) -> dict[str, pd.Series]:
 
 
 def describe_mix(mixed: dict[str, pd.Series]) -> str:
-    """For example `n_eval (20000: 33 records, 100000: 2 records); seed (0: 34 records, 1: 1 records)`."""
+    """For example `n_eval (20000 in 33, 100000 in 2 of the records); seed (0 in 34, 1 in 1 of the records)`."""
     return "; ".join(
-        f"{name} ({', '.join(f'{value}: {n} records' for value, n in counts.items())})"
+        f"{name} ({', '.join(f'{value} in {n}' for value, n in counts.items())} of the records)"
         for name, counts in mixed.items()
     )
 
@@ -171,7 +171,8 @@ def bootstrap_spearman(
 ) -> dict[tuple[str, str], tuple[float, float]]:
     """95 % percentile intervals of ρ for each severity and death, from resamples of whole units.
 
-    Resamples in which one side is constant have no ρ and are left out. NaN for fewer than `fewest` units.
+    Resamples in which one side is constant have no ρ and are left out. NaN for fewer than `fewest` units, and
+    where all resamples agree: those of perfectly ordered rows do, which says nothing of the uncertainty.
     """
     pairs = [(x, y) for x in SEVERITIES for y in DEATHS]
     if unit.nunique() < fewest:
@@ -209,7 +210,7 @@ def _correlate(x: Floats, y: Floats, counts: Floats) -> Floats:
 
 def _interval(statistics: Floats) -> tuple[float, float]:
     defined = statistics[np.isfinite(statistics)]
-    if not len(defined):
+    if not len(defined) or np.ptp(defined) < 1e-9:
         return float("nan"), float("nan")
     low, high = np.percentile(defined, [2.5, 97.5])
     return float(low), float(high)

@@ -1,5 +1,6 @@
 """The command from end to end: records and a made-up reference in, tables and figures out, errors in one sentence."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 
 def run(tmp_path: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "sae_outliers.aggregate", *overrides]
-    environment = {"PYTHONPATH": str(ROOT), "PATH": "", "HOME": str(tmp_path)}
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
     return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
 
 
@@ -61,10 +62,6 @@ def write_reference(path: Path, rows: pd.DataFrame | None = None) -> Path:
     return path
 
 
-def config(**changes: Any) -> aggregate.AggregateConfig:
-    return aggregate.AggregateConfig(**changes)
-
-
 # --- end to end
 
 
@@ -82,7 +79,7 @@ def test_records_become_tables_and_figures_and_nothing_else(tmp_path: Path) -> N
     assert {path.name for path in (tmp_path / "results").iterdir()} == {"runs", "tables", "figures"}
     tables = {name: pd.read_csv(tmp_path / f"results/tables/{name}.csv") for name in names}
     assert tables["spearman"]["layers"].iloc[0] == 6  # the layer trained as well counts once
-    assert tables["spearman"]["ρ"].iloc[0] == pytest.approx(1 - 6 * 2 / (6 * 35))  # one pair of six is swapped
+    assert tables["spearman"]["ρ"].iloc[0] == pytest.approx((17 / 17.5) ** 0.5)  # in order, but two share a γ
     assert list(tables["models"]["TopK on worst"]) == [0.5, 0.5]
     assert tables["conditions"].set_index(["model", "centering"]).loc[("glm2", "off"), "end TopK"] == 5
     assert "Layers of one model are not independent" in (tmp_path / "results/tables/spearman.md").read_text()
@@ -98,7 +95,7 @@ def test_the_reference_alone(tmp_path: Path) -> None:
     rows = many_layers(4, 5)
     expected = rows["gamma"].corr(rows["dead_pct_init_topk"], method="spearman")
     assert found["published ρ"].iloc[0] == pytest.approx(expected)
-    assert not [column for column in found if column.startswith("own")]
+    assert not [column for column in found if str(column).startswith("own")]
     assert not (tmp_path / "results/tables/spearman.csv").exists()
     assert f"{expected:.3f}" in done.stdout
 
@@ -108,7 +105,7 @@ def test_the_reference_beside_own_records(tmp_path: Path) -> None:
     write_reference(tmp_path / "published.csv")
     done = run(tmp_path, "results_dir=out", "reference=published.csv")
     assert done.returncode == 0, done.stderr
-    models = pd.read_csv(tmp_path / "out/tables/reference_models.csv").set_index(["domain", "model"])
+    models: Any = pd.read_csv(tmp_path / "out/tables/reference_models.csv").set_index(["domain", "model"])
     assert models.loc[("language", "glm2"), "own layers"] == 3  # the published domain of glm2
     assert models.loc[("language", "glm2"), "published layers"] == 5
     assert models.loc[("language", "glm2"), "published TopK on worst"] == 1.5
@@ -122,8 +119,19 @@ def test_allow_mixed_says_what_it_mixed(tmp_path: Path) -> None:
     done = run(tmp_path, "allow_mixed=true")
     assert done.returncode == 0, done.stderr
     for text in (done.stdout, (tmp_path / "results/tables/models.md").read_text()):
-        assert "Mixed, since allow_mixed=true: seed (0: 3 records, 1: 3 records)" in text
+        assert "Mixed, since allow_mixed=true: seed (0 in 3, 1 in 3 of the records)" in text
     assert pd.read_csv(tmp_path / "results/tables/models.csv")["layers"][0] == 3
+
+
+def test_a_new_call_leaves_nothing_of_a_former_one(tmp_path: Path) -> None:
+    store(tmp_path / "results", *handful())
+    assert run(tmp_path).returncode == 0
+    (tmp_path / "results/tables/mine.csv").write_text("kept\n")
+    done = run(tmp_path, "where=\"centering == 'on'\"")
+    assert "none, for no record has centering=off" in done.stdout
+    assert {path.stem for path in (tmp_path / "results/figures").iterdir()} == {"gamma_by_depth"}
+    left = {path.stem for path in (tmp_path / "results/tables").iterdir()}
+    assert left == {"models", "conditions", "coverage", "mine"}
 
 
 @pytest.mark.parametrize(
@@ -148,8 +156,8 @@ def test_mixed_records_are_refused(tmp_path: Path) -> None:
     done = run(tmp_path)
     assert done.returncode == 1
     assert done.stderr == (
-        "The records differ in n_eval (100: 1 records, 20000: 2 records), so their figures do not belong in one "
-        "table: narrow them, for example with 'where=\"n_eval == 20000\"', or pass allow_mixed=true\n"
+        "The records differ in n_eval (100 in 1, 20000 in 2 of the records), so their figures do not belong in "
+        "one table: narrow them, for example with 'where=\"n_eval == 20000\"', or pass allow_mixed=true\n"
     )
     assert not (tmp_path / "results/tables").exists()
     assert run(tmp_path, 'where="n_eval == 20000"').returncode == 0
@@ -184,7 +192,7 @@ def test_a_bad_where_is_named(where: str, message: str) -> None:
 def test_the_refusal_quotes_text_values_as_a_condition_needs_them() -> None:
     rows = frame(make_record(), make_record(layer=2, preprocessing="raw"), make_record(layer=3))
     message = aggregate.refusal(mixed_settings(rows))
-    assert "preprocessing (postln: 2 records, raw: 1 records)" in message
+    assert "preprocessing (postln in 2, raw in 1 of the records)" in message
     assert "where=\"preprocessing == 'postln'\"" in message
     assert len(aggregate.select(rows, message.split('where="')[1].split('"')[0])) == 2
 
@@ -210,6 +218,9 @@ def test_a_reference_names_its_faults(tmp_path: Path) -> None:
     whole = pd.read_csv(path)
     whole.drop(columns=["gamma", "domain"]).to_csv(path, index=False)
     with pytest.raises(ValueError, match=r"lacks the column\(s\) gamma, domain"):
+        read_reference(path)
+    whole[:0].to_csv(path, index=False)
+    with pytest.raises(ValueError, match="has no rows"):
         read_reference(path)
     whole.astype({"gamma": object}).replace({"gamma": {whole["gamma"][0]: "?"}}).to_csv(path, index=False)
     with pytest.raises(ValueError, match="cells that are not numbers in gamma"):

@@ -95,14 +95,14 @@ def test_minilm_puts_alike_sentences_together() -> None:
 @needs("antiberty")
 @pytest.mark.parametrize("sequence", [HEAVY, LIGHT], ids=["heavy", "light"])
 def test_antiberty_restores_masked_residues(sequence: str) -> None:
-    assert share_restored(packaged.antiberty(), sequence) > 0.75
+    assert share_restored(packaged.antiberty(), sequence) > 0.65
 
 
 @pytest.mark.weights
 @needs("sapiens")
 @pytest.mark.parametrize(("chain", "sequence"), [("vh", HEAVY), ("vl", LIGHT)], ids=["heavy", "light"])
 def test_sapiens_restores_masked_residues(chain: str, sequence: str) -> None:
-    assert share_restored(packaged.sapiens(chain), sequence) > 0.75
+    assert share_restored(packaged.sapiens(chain), sequence) > 0.65
 
 
 @pytest.mark.weights

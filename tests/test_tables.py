@@ -81,6 +81,13 @@ def test_spearman_of_a_hand_computed_case() -> None:
     assert np.isnan(found.loc[("all", "γ post-LN", "ReLU"), "ρ"])  # no feature is dead anywhere
 
 
+def test_a_perfect_order_has_no_interval() -> None:
+    rows = [make_record("m", i, gamma=float(i), dead_pct_init_topk=10.0 * i) for i in range(6)]
+    row: Any = tables.spearman(frame(*rows)).iloc[0]
+    assert row["ρ"] == 1
+    assert np.isnan(row["ρ over layers low"])
+
+
 @pytest.mark.filterwarnings("error")
 def test_degenerate_tables_are_blank_and_silent() -> None:
     for rows in (
@@ -166,7 +173,7 @@ def test_mixed_settings_are_found_and_described() -> None:
     rows = frame(make_record(), make_record(layer=2), make_record(layer=3, n_eval=100, schema_version=2))
     mixed = tables.mixed_settings(rows)
     assert list(mixed) == ["schema_version", "n_eval"]
-    text = "schema_version (1: 2 records, 2: 1 records); n_eval (100: 1 records, 20000: 2 records)"
+    text = "schema_version (1 in 2, 2 in 1 of the records); n_eval (100 in 1, 20000 in 2 of the records)"
     assert tables.describe_mix(mixed) == text
 
 
