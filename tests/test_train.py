@@ -1,0 +1,123 @@
+import json
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+
+from sae_outliers.config import TrainConfig
+from sae_outliers.metrics import MetricsFile, Point
+from sae_outliers.sae.autoencoder import SparseAutoencoder
+from sae_outliers.sae.relu import ReLU
+from sae_outliers.sae.topk import TopK
+from sae_outliers.train import Trainer, train
+
+CFG = TrainConfig(
+    steps=40, batch_size=64, n_tokens=0, lr=1e-2, warmup_steps=10, decay_from=0.5, eval_every=10, checkpoint_every=15,
+    dead_window=640,
+)  # fmt: skip
+
+
+def batches(start: int) -> Iterator[torch.Tensor]:
+    """Tokens with structure to learn: sparse sums of a few directions, with a mean."""
+    directions = torch.randn(12, 16, generator=torch.Generator().manual_seed(9))
+
+    def batch(step: int) -> torch.Tensor:
+        rng = torch.Generator().manual_seed(step)
+        code = torch.rand(CFG.batch_size, 12, generator=rng) * (torch.rand(CFG.batch_size, 12, generator=rng) < 0.2)
+        return code @ directions + 0.5
+
+    return (batch(step) for step in iter(range(start, 10**9)))
+
+
+class Interrupted(Exception):
+    pass
+
+
+def trained(
+    sae_class: type[SparseAutoencoder], directory: Path, stop_at: int | None = None
+) -> tuple[Trainer, MetricsFile]:
+    """One training run in `directory`, from its checkpoint if there is one; `stop_at` breaks it off."""
+    trainer = Trainer(sae_class(16, 64, k=4, l1=0.01), CFG, scale=2.0)
+    metrics = MetricsFile(directory / "metrics.jsonl", lambda point: None)
+
+    def stream(start: int) -> Iterator[torch.Tensor]:
+        for step, x in enumerate(batches(start), start):
+            if step == stop_at:
+                raise Interrupted
+            yield x
+
+    def measure() -> Point:
+        with torch.no_grad():
+            x = next(batches(10**6))
+            return {"error": (trainer.sae(x) - x).square().mean().item()}
+
+    directory.mkdir(exist_ok=True)
+    train(trainer, stream, measure, metrics, directory / "checkpoint.safetensors", "test")
+    return trainer, metrics
+
+
+@pytest.mark.parametrize("sae_class", [TopK, ReLU])
+@pytest.mark.parametrize("stop_at", [3, 17, 35])
+def test_an_interrupted_run_ends_with_bitwise_the_same_weights_and_curves(
+    sae_class: type[SparseAutoencoder], stop_at: int, tmp_path: Path
+) -> None:
+    whole, whole_metrics = trained(sae_class, tmp_path / "whole")
+    with pytest.raises(Interrupted):
+        trained(sae_class, tmp_path / "cut", stop_at)
+    resumed, resumed_metrics = trained(sae_class, tmp_path / "cut")
+    for name, parameter in whole.sae.named_parameters():
+        assert torch.equal(parameter, dict(resumed.sae.named_parameters())[name]), name
+    assert torch.equal(whole.last_fired, resumed.last_fired)
+    assert resumed_metrics.points() == whole_metrics.points()
+
+
+def test_training_lowers_the_error_and_keeps_decoder_rows_at_unit_norm(tmp_path: Path) -> None:
+    trainer, metrics = trained(TopK, tmp_path)
+    curves = metrics.curves()
+    assert curves.step.tolist() == [0, 10, 20, 30, 40]
+    assert curves.tokens.tolist() == [0, 640, 1280, 1920, 2560]
+    assert curves.error.iloc[-1] < 0.5 * curves.error.iloc[0]
+    torch.testing.assert_close(trainer.sae.W_dec.norm(dim=1), torch.ones(64))
+    assert curves.loss.isna().tolist() == [True, False, False, False, False]
+
+
+def test_the_learning_rate_warms_up_holds_and_decays_to_zero() -> None:
+    trainer = Trainer(TopK(4, 8, k=2), CFG, 1.0)
+
+    def rate(step: int) -> float:
+        trainer.step = step
+        return trainer.learning_rate()
+
+    assert rate(0) == pytest.approx(1e-3)
+    assert rate(4) == pytest.approx(5e-3)
+    assert rate(9) == rate(15) == rate(20) == pytest.approx(1e-2)
+    assert rate(30) == pytest.approx(5e-3)
+    assert rate(40) == 0
+
+
+def test_not_fired_in_the_window_agrees_with_a_loop_over_the_batches() -> None:
+    trainer = Trainer(TopK(16, 64, k=4), CFG, scale=2.0)
+    fired: list[set[int]] = []
+    for step, x in enumerate(islice(batches(0), 25)):
+        with torch.no_grad():
+            values, indices = trainer.sae.pre_activations(x).topk(4)
+        fired.append(set(indices[values > 0].tolist()))
+        trainer.train_step(x)
+        expected = 64 - len(set().union(*fired[-10:])) if step >= 9 else None  # 640 tokens are 10 batches
+        assert trainer.dead_pct_window() == (None if expected is None else pytest.approx(100 * expected / 64))
+
+
+def test_metrics_drop_what_a_resumed_run_writes_again_and_a_half_written_line(tmp_path: Path) -> None:
+    mirrored: list[Point] = []
+    metrics = MetricsFile(tmp_path / "metrics.jsonl", mirrored.append)
+    for step in (0, 10, 20):
+        metrics.write({"step": step, "tokens": step, "x": step / 2, "dead_pct_window": None})
+    with metrics.path.open("a") as file:
+        file.write('{"step": 30, "tok')
+    assert [point["step"] for point in metrics.points()] == [0, 10, 20]
+    metrics.drop_from(20)
+    assert [json.loads(line)["step"] for line in metrics.path.read_text().splitlines()] == [0, 10]
+    assert [point["step"] for point in mirrored] == [0, 10, 20]
+    assert metrics.curves().x.tolist() == [0, 5]
