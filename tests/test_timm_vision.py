@@ -11,7 +11,7 @@ from torch import nn
 from sae_outliers.data.images import packaged_photographs
 from sae_outliers.models import timm_vision, vision_weights
 from sae_outliers.models.backbone import Backbone, Batch
-from sae_outliers.models.cache import cache_folder, converted, package_folder
+from sae_outliers.packages import cache_folder, converted, package_folder
 
 import timm  # isort: skip  # importable beside a CPU torch only after sae_outliers.models
 

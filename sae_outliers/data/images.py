@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from sae_outliers.models.cache import package_folder
+from sae_outliers.packages import package_folder
 
 # What these packages install as data also holds charts, silhouettes, logos and text. Of the stereo pair of a
 # motorcycle one view is enough.

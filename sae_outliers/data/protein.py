@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sae_outliers.models.cache import package_folder
+from sae_outliers.packages import package_folder
 
 LOCI = {"heavy": ("H",), "light": ("K", "L")}  # IMGT's letters; light chains are kappa or lambda
 

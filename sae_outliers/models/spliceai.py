@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sae_outliers.models.backbone import Backbone, Batch
-from sae_outliers.models.cache import package_folder
+from sae_outliers.packages import package_folder
 
 CONTEXT = 5000  # bases on either side that reach a position: Σ (width - 1)·dilation / 2 over all convolutions
 CHANNELS = 32

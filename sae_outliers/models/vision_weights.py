@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
 
-from sae_outliers.models.cache import converted, distribution_version, package_folder
+from sae_outliers.packages import converted, distribution_version, package_folder
 
 State = dict[str, Tensor]
 
