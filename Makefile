@@ -3,10 +3,10 @@
 PYTHON ?= python3
 PYTEST = .venv/bin/python -m pytest
 CACHE = $(or $(SAE_OUTLIERS_CACHE),$(HOME)/.cache/sae_outliers)
-MODELS = offline/minilm,offline/smollm2,offline/antiberty,offline/sapiens,offline/vit_s14,offline/efficientnet_lite0
+MODELS = glob(offline/*,exclude=offline/spliceai)
 WEIGHTS = .venv/.weights
 ifeq ($(SPLICEAI),yes)
-MODELS := $(MODELS),offline/spliceai
+MODELS = glob(offline/*)
 WEIGHTS += .venv/.spliceai
 endif
 
@@ -17,8 +17,8 @@ help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
 demo: weights ## the main job on real weights: measure all offline layers, train on one of each model, tables, figures
-	.venv/bin/python -m sae_outliers.run -m model=$(MODELS) experiment=init
-	.venv/bin/python -m sae_outliers.run -m model=$(MODELS) experiment=death_curves
+	.venv/bin/python -m sae_outliers.run -m 'model=$(MODELS)' experiment=init
+	.venv/bin/python -m sae_outliers.run -m 'model=$(MODELS)' experiment=death_curves
 	.venv/bin/python -m sae_outliers.aggregate
 
 install: .venv/.installed ## make .venv with this project and its dependencies

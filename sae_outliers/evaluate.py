@@ -1,4 +1,4 @@
-"""An SAE on the evaluation tokens: fates, FVU and L0, in one pass."""
+"""An SAE on the evaluation tokens: fates, and FVU and L0 in the same pass where they are wanted."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -21,11 +21,20 @@ class Evaluation:
 
 
 @torch.no_grad()
+def count_fates(sae: SparseAutoencoder, centering: Affine, tokens: Iterable[Tensor]) -> FateCounter:
+    """The fates alone, which spare the decoder; arguments as in `evaluate`."""
+    counter = FateCounter(sae.n_features, sae.k, sae.W_enc.device)
+    for x in _fitting(sae, tokens):
+        counter.update(sae.pre_activations(centering.apply(x)))
+    return counter
+
+
+@torch.no_grad()
 def evaluate(sae: SparseAutoencoder, centering: Affine, tokens: Iterable[Tensor], variance: float) -> Evaluation:
     """`tokens` are chunks [tokens, d_model] of preprocessed activations; `variance` is their Σσ² over dimensions."""
     counter = FateCounter(sae.n_features, sae.k, sae.W_enc.device)
     error, active = 0.0, 0
-    for x in _smaller(tokens, max(1, PRE_ACTIVATIONS_AT_ONCE // sae.n_features)):
+    for x in _fitting(sae, tokens):
         pre = sae.pre_activations(centering.apply(x))
         counter.update(pre)
         z_hat, l0 = sae.decode_pre_activations(pre)
@@ -34,6 +43,7 @@ def evaluate(sae: SparseAutoencoder, centering: Affine, tokens: Iterable[Tensor]
     return Evaluation(counter, error / (counter.n_tokens * variance), active / counter.n_tokens)
 
 
-def _smaller(chunks: Iterable[Tensor], size: int) -> Iterator[Tensor]:
+def _fitting(sae: SparseAutoencoder, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
+    """The same tokens in chunks whose pre-activations keep within PRE_ACTIVATIONS_AT_ONCE."""
     for chunk in chunks:
-        yield from chunk.split(size)
+        yield from chunk.split(max(1, PRE_ACTIVATIONS_AT_ONCE // sae.n_features))

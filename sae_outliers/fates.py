@@ -14,32 +14,32 @@ class Fate(IntEnum):
 
 
 class FateCounter:
-    """Counts, over chunks of pre-activations, on how many tokens each feature is positive and is selected.
+    """Over chunks of pre-activations: how high each feature gets, and on how many tokens it is selected.
 
     Attributes:
-        positive: int64 [n_features], tokens on which the pre-activation is > 0.
+        highest: float32 [n_features], the largest pre-activation of each feature on any token.
         selected: int64 [n_features], tokens on which it is > 0 and among the token's k largest.
     """
 
     def __init__(self, n_features: int, k: int, device: torch.device | str = "cpu") -> None:
         self.k = k
         self.n_tokens = 0
-        self.positive = torch.zeros(n_features, dtype=torch.int64, device=device)
+        self.highest = torch.full((n_features,), -torch.inf, device=device)
         self.selected = torch.zeros(n_features, dtype=torch.int64, device=device)
 
     def update(self, pre: Tensor) -> None:
         """Take in pre-activations [tokens, n_features]."""
         self.n_tokens += len(pre)
-        self.positive += (pre > 0).sum(0)
+        self.highest = torch.maximum(self.highest, pre.amax(0))
         values, indices = pre.topk(self.k, dim=1, sorted=False)
         self.selected += torch.bincount(indices[values > 0], minlength=len(self.selected))
 
     @property
     def fates(self) -> Tensor:
         """A `Fate` for each feature, int8 [n_features]."""
-        fates = torch.full_like(self.positive, Fate.ALIVE, dtype=torch.int8)
+        fates = torch.full_like(self.selected, Fate.ALIVE, dtype=torch.int8)
         fates[self.selected == 0] = Fate.NEVER_SELECTED
-        fates[self.positive == 0] = Fate.NEVER_POSITIVE
+        fates[self.highest <= 0] = Fate.NEVER_POSITIVE
         return fates
 
     @property
@@ -50,7 +50,7 @@ class FateCounter:
     @property
     def dead_pct_relu(self) -> float:
         """Percent of the features that are never positive."""
-        return 100 * (self.positive == 0).double().mean().item()
+        return 100 * (self.highest <= 0).double().mean().item()
 
 
 def alignment(W_enc: Tensor, mean: Tensor) -> Tensor:

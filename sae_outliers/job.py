@@ -20,8 +20,8 @@ from sae_outliers.activations.store import LayerFiles, LayerTokens
 from sae_outliers.centering import get_centering
 from sae_outliers.config import RunConfig
 from sae_outliers.device import resolve_device
-from sae_outliers.evaluate import Evaluation, evaluate
-from sae_outliers.fates import alignment
+from sae_outliers.evaluate import Evaluation, count_fates, evaluate
+from sae_outliers.fates import FateCounter, alignment
 from sae_outliers.files import digest, written_whole
 from sae_outliers.metrics import MetricsFile, Point
 from sae_outliers.preprocessing import PREPROCESSINGS, get_preprocessing
@@ -126,10 +126,13 @@ class Job:
         self.centering = get_centering(self.cfg.centering.name, severity.seen)
         self.sae = self.new_sae(severity.seen)
         sae_input = self.moments_of_sae_input()
-        initial, initial_alignment = self.evaluate(), self.alignment()
+        initial, initial_alignment = count_fates(self.sae, self.centering, self.eval_tokens()), self.alignment()
         self.train(scale=sae_input.variance.sum().sqrt().item())
-        final = self.evaluate() if self.cfg.train.steps else initial
-        self.write_features(initial, initial_alignment, final, self.alignment())
+        final = self.evaluate() if self.cfg.train.steps else None
+        features = feature_columns("init", initial, initial_alignment)
+        if final:
+            features |= feature_columns("final", final.fates, self.alignment())
+        self.write_features(features)
         columns = self.identity_columns() | self.severity_columns(severity) | {"gamma_sae_input": sae_input.gamma}
         columns |= self.initial_columns(initial, initial_alignment, sae_input.gamma)
         columns |= self.final_columns(final)
@@ -212,19 +215,8 @@ class Job:
             "b_dec_cos": F.cosine_similarity(bias, self.mean, dim=0).item(),
         }
 
-    def write_features(
-        self, initial: Evaluation, initial_alignment: Tensor, final: Evaluation, final_alignment: Tensor
-    ) -> None:
-        """features.parquet: fate (a `fates.Fate`), tokens on which it was selected, alignment with μ; start and end."""
-        columns: dict[str, Tensor] = {}
-        for when, now, cosine in (("init", initial, initial_alignment), ("final", final, final_alignment)):
-            columns |= {
-                f"fate_{when}": now.fates.fates,
-                f"selected_{when}": now.fates.selected,
-                f"positive_{when}": now.fates.positive,
-                f"alignment_{when}": cosine.detach(),
-            }
-        frame = pd.DataFrame({name: tensor.cpu().numpy() for name, tensor in columns.items()})
+    def write_features(self, columns: dict[str, Tensor]) -> None:
+        frame = pd.DataFrame({name: tensor.detach().cpu().numpy() for name, tensor in columns.items()})
         with written_whole(self.directory / "features.parquet") as beside:
             frame.rename_axis("feature").reset_index().to_parquet(beside, index=False)
 
@@ -269,20 +261,20 @@ class Job:
             "outlier_dims": [[dim.index, dim.ratio] for dim in outlier_dims(severity.seen)],
         }
 
-    def initial_columns(self, initial: Evaluation, cosine: Tensor, gamma: float) -> dict[str, Any]:
+    def initial_columns(self, initial: FateCounter, cosine: Tensor, gamma: float) -> dict[str, Any]:
         n_eval, n_features, k = self.cfg.n_eval, self.cfg.sae.n_features, self.cfg.sae.k
-        dead = initial.fates.selected == 0
+        dead = initial.selected == 0
         return {
-            "dead_pct_init_topk": initial.fates.dead_pct_topk,
-            "dead_pct_init_relu": initial.fates.dead_pct_relu,
+            "dead_pct_init_topk": initial.dead_pct_topk,
+            "dead_pct_init_relu": initial.dead_pct_relu,
             "alignment_dead_init": cosine[dead].mean().item() if dead.any() else None,
             "theory_pct_topk": 100 * float(theory.dead_by_topk(gamma, n_eval, n_features, k)),
             "theory_pct_relu": 100 * float(theory.dead_by_relu(gamma, n_eval)),
             "theory_pct_topk_small_gamma": 100 * float(theory.dead_by_topk_small_gamma(gamma, n_eval, n_features, k)),
         }
 
-    def final_columns(self, final: Evaluation) -> dict[str, Any]:
-        if self.cfg.train.steps == 0:
+    def final_columns(self, final: Evaluation | None) -> dict[str, Any]:
+        if final is None:
             return dict.fromkeys(FINAL_COLUMNS)
         figures = (
             final.fates.dead_pct_topk,
@@ -301,3 +293,13 @@ class Job:
             "seconds": round(seconds, 3),
             "peak_memory_mb": round(peak_memory_mb(self.device), 1),
         }
+
+
+def feature_columns(when: str, fates: FateCounter, cosine: Tensor) -> dict[str, Tensor]:
+    """Columns of features.parquet, a row per feature; `when` is init or final.
+
+    fate: a `fates.Fate`. selected: evaluation tokens on which it was. highest: its largest pre-activation.
+    alignment: cos(encoder direction, μ).
+    """
+    columns = {"fate": fates.fates, "selected": fates.selected, "highest": fates.highest, "alignment": cosine}
+    return {f"{name}_{when}": tensor for name, tensor in columns.items()}

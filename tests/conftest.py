@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+import sae_outliers.models  # noqa: F401 - first, for it makes torchvision importable to transformers
+
 ROOT = Path(__file__).parent.parent
 Run = Callable[..., subprocess.CompletedProcess[str]]
 

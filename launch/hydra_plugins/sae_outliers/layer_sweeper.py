@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 @dataclass
 class LayerSweeperConfig:
     _target_: str = "hydra_plugins.sae_outliers.layer_sweeper.LayerSweeper"
+    params: dict[str, Any] | None = None  # sweeps that an experiment brings along; the command line comes first
 
 
 ConfigStore.instance().store(group="hydra/sweeper", name="layers", node=LayerSweeperConfig, provider="sae_outliers")
@@ -31,6 +32,9 @@ ConfigStore.instance().store(group="hydra/sweeper", name="layers", node=LayerSwe
 
 class LayerSweeper(Sweeper):
     """One job per model, layer and condition; activations are extracted first, once per model."""
+
+    def __init__(self, params: dict[str, Any] | None) -> None:
+        self.params = params or {}
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.config: DictConfig = config
@@ -72,10 +76,12 @@ class LayerSweeper(Sweeper):
         return config
 
     def _combinations(self, arguments: list[str]) -> list[tuple[str, ...]]:
-        """The product of all swept values."""
-        parsed = OverridesParser.create(config_loader=self.config_loader).parse_overrides(arguments)
-        if not any(o.key_or_group == "group" for o in parsed):
-            parsed += OverridesParser.create().parse_overrides([f"group={self.name}"])
+        """The product of all swept values, those of the command line and then those of `params`."""
+        parser = OverridesParser.create(config_loader=self.config_loader)
+        parsed = parser.parse_overrides(arguments)
+        named = {override.key_or_group for override in parsed}
+        defaults = {"group": self.name} | self.params
+        parsed += parser.parse_overrides([f"{k}={v}" for k, v in defaults.items() if k not in named])
         return list(itertools.product(*(list(self._values(override)) for override in parsed)))
 
     def _values(self, override: Override) -> Iterator[str]:

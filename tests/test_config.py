@@ -1,0 +1,78 @@
+"""Every yaml composes, names things that exist, and a misspelt key is refused."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.errors import ConfigCompositionException
+from hydra.utils import get_method
+
+from sae_outliers.config import register
+from sae_outliers.layers import resolve_layers
+
+CONF = Path(__file__).parent.parent / "conf"
+GROUPS = ("model", "data", "sae", "centering", "train", "tracker", "experiment")
+
+
+def options(group: str) -> list[str]:
+    return [str(path.relative_to(CONF / group).with_suffix("")) for path in sorted((CONF / group).rglob("*.yaml"))]
+
+
+def composed(*overrides: str) -> Any:
+    register()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("config", list(overrides))
+
+
+def targets(node: Any) -> Iterator[str]:
+    if isinstance(node, dict):
+        yield from (value for key, value in node.items() if key == "_target_")
+        for value in node.values():
+            yield from targets(value)
+
+
+@pytest.mark.parametrize(("group", "option"), [(group, option) for group in GROUPS for option in options(group)])
+def test_every_option_composes_names_importable_targets_and_opens_with_its_command(group: str, option: str) -> None:
+    from omegaconf import OmegaConf
+
+    config = composed(f"{group}={option}")
+    for target in targets(OmegaConf.to_container(config)):
+        if "spliceai" not in target:  # needs h5py, an optional package
+            get_method(target) if target.rpartition(".")[2][0].islower() else __import__(target.rpartition(".")[0])
+    head = (CONF / group / f"{option}.yaml").read_text().split("\n")[:2]
+    assert any(line.startswith("# python -m sae_outliers.run ") and option in line for line in head)
+
+
+def test_the_offline_models_cover_four_domains_and_92_layers() -> None:
+    models = [composed(f"model={option}").model for option in options("model") if option.startswith("offline/")]
+    assert {model.domain for model in models} == {"language", "protein", "genomic", "vision"}
+    assert sum(model.last_layer - model.first_layer + 1 for model in models) == 92
+
+
+def test_each_model_brings_the_data_of_its_domain_and_the_command_line_may_name_others() -> None:
+    assert composed("model=offline/vit_s14").data.name == "images"
+    assert composed("model=offline/antiberty", "data=protein").data.name == "protein"
+
+
+@pytest.mark.parametrize("override", ["train.stepz=3", "sae.K=2", "model.layers=3"])
+def test_a_misspelt_key_is_an_error(override: str) -> None:
+    with pytest.raises(ConfigCompositionException):
+        composed(override)
+
+
+def test_what_layer_may_say() -> None:
+    assert resolve_layers("all", 1, 4) == [1, 2, 3, 4]
+    assert resolve_layers("middle", 1, 30) == [16]
+    assert resolve_layers(3, 1, 4) == [3]
+    assert resolve_layers([4, 1], 1, 4) == [4, 1]
+    assert resolve_layers(0, 0, 0) == [0]
+
+
+@pytest.mark.parametrize(("layer", "message"), [(5, "layer=5 does not exist: this model has layers 1 to 4"),
+                                                ("last", "layer=last is not a layer"), (2.5, "layer=2.5 is not"),
+                                                (True, "layer=True is not a layer")])  # fmt: skip
+def test_what_it_may_not_say(layer: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        resolve_layers(layer, 1, 4)

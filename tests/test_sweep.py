@@ -1,0 +1,142 @@
+"""Sweeps in local processes: one extraction a model, failures that stay alone, and what a kill leaves."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.conftest import ROOT, Run
+
+pytestmark = pytest.mark.weights
+SMALL = ("n_eval=1000", "sae.n_features=512", "sae.k=8", "tracker=none")
+
+
+def records(directory: Path) -> list[dict]:  # type: ignore[type-arg]
+    return [json.loads(path.read_text()) for path in sorted(directory.glob("runs/*/*/*/record.json"))]
+
+
+def test_one_job_per_model_layer_and_centering_from_one_extraction_each_and_none_the_second_time(
+    command: Run, tmp_path: Path
+) -> None:
+    arguments = (
+        "-m", "model=glob(offline/*,exclude=[offline/smollm2,offline/spliceai,offline/vit_s14,offline/e*,offline/a*])",
+        "layer=all", "centering=off,on", "train=none", *SMALL,
+    )  # fmt: skip
+    done = command("sae_outliers.run", *arguments)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "20 job(s) done, 0 finished before, 0 failed" in done.stdout
+    assert "2 task(s) in" in done.stdout  # the extractions
+    found = {(r["model"], r["layer"], r["centering"]) for r in records(tmp_path)}
+    layers = [("minilm", i) for i in range(1, 7)] + [("sapiens", i) for i in range(1, 5)]
+    assert found == {(model, layer, centering) for model, layer in layers for centering in ("off", "on")}
+    assert len(list((tmp_path / "activations").iterdir())) == 2
+    again = command("sae_outliers.run", *arguments)
+    assert again.returncode == 0
+    assert "0 job(s) done, 20 finished before, 0 failed" in again.stdout
+
+
+def test_a_failing_job_and_a_failing_extraction_are_named_and_the_others_go_on(command: Run, tmp_path: Path) -> None:
+    done = command(
+        "sae_outliers.run", "-m", "model=offline/minilm,offline/sapiens", "layer=1,2", "train=none",
+        "preprocessing=postln,zscore", "data.source={_target_: tests.test_sweep.nothing_for_sapiens}", *SMALL,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "2 job(s) done, 0 finished before, 6 failed" in done.stdout
+    assert done.stdout.count("preprocessing=zscore does not exist: use one of postln, raw") == 2
+    assert done.stdout.count("no activations: data=") == 4
+    assert {(r["model"], r["layer"]) for r in records(tmp_path)} == {("minilm", 1), ("minilm", 2)}
+
+
+def nothing_for_sapiens(**options: object) -> Callable[[int], list[str]]:
+    """Enough English for MiniLM; in a protein model's windows of 142 residues, too little."""
+    return lambda seed: ["Outlier dimensions have a mean that is large beside their variation. " * 6] * 15
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["model=glob(offlin/*)"], "model=glob(offlin/*) names nothing in conf/model/"),
+    (["model=offline/minilm", "layer=9,1"], "layer=9 does not exist: this model has layers 1 to 6"),
+    (["model=offline/minilm", "train.stepz=1,2"], "train.stepz"),
+])  # fmt: skip
+def test_a_sweep_that_cannot_be_planned_says_why_before_anything_runs(
+    arguments: list[str], message: str, command: Run, tmp_path: Path
+) -> None:
+    done = command("sae_outliers.run", "-m", *arguments, *SMALL)
+    assert done.returncode == 1
+    assert message in done.stdout + done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+TRAIN = (
+    "model=offline/minilm", "layer=2,3", "train.steps=400", "train.n_tokens=3000", "train.batch_size=256",
+    "train.eval_every=50", "train.checkpoint_every=20",
+)  # fmt: skip
+
+
+def start(directory: Path) -> subprocess.Popen[bytes]:
+    arguments = [sys.executable, "-m", "sae_outliers.run", "-m", *TRAIN, *SMALL, f"results_dir={directory}"]
+    return subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "the sweep did not get there"
+        time.sleep(0.05)
+
+
+def job_processes(directory: Path) -> list[int]:
+    """Processes that have a file of the sweep open: its jobs hold their output.log."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            links = [os.readlink(link) for link in (process / "fd").iterdir()]
+        except OSError:
+            continue
+        if any(link.startswith(str(directory)) for link in links):
+            found.append(int(process.name))
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc").exists(), reason="looks for the jobs in /proc")
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_a_killed_sweep_leaves_no_jobs_and_ends_with_the_same_weights_when_called_again(
+    how: signal.Signals, command: Run, tmp_path: Path
+) -> None:
+    sweep = start(tmp_path)
+    wait_for(lambda: len(list(tmp_path.glob("runs/minilm/*/*/checkpoint.safetensors"))) == 2)
+    assert len(job_processes(tmp_path)) >= 2
+    sweep.send_signal(how)
+    assert sweep.wait(30) != 0
+    wait_for(lambda: not job_processes(tmp_path), 20)
+    assert records(tmp_path) == []
+
+    done = command("sae_outliers.run", "-m", *TRAIN, *SMALL)
+    assert done.returncode == 0, done.stdout
+    whole = tmp_path / "whole"
+    assert start(whole).wait(200) == 0
+    for layer in (2, 3):
+        (resumed,), (uninterrupted,) = ((d / f"runs/minilm/{layer}").glob("*") for d in (tmp_path, whole))
+        one, other = (load_file(d / "sae.safetensors") for d in (resumed, uninterrupted))
+        assert all(torch.equal(one[name], other[name]) for name in other)
+        assert (resumed / "metrics.jsonl").read_text() == (uninterrupted / "metrics.jsonl").read_text()
+
+
+@pytest.mark.skipif(not Path("/proc").exists(), reason="looks for the jobs in /proc")
+def test_a_job_that_is_killed_is_named_and_the_others_go_on(tmp_path: Path) -> None:
+    arguments = [sys.executable, "-m", "sae_outliers.run", "-m", *TRAIN, *SMALL, f"results_dir={tmp_path}"]
+    sweep = subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    wait_for(lambda: len(list(tmp_path.glob("runs/minilm/*/*/checkpoint.safetensors"))) == 2)
+    os.kill(next(pid for pid in job_processes(tmp_path) if pid != sweep.pid), signal.SIGKILL)
+    output, _ = sweep.communicate(timeout=200)
+    assert sweep.returncode == 1
+    assert "1 job(s) done, 0 finished before, 1 failed" in output
+    assert "its process ended with exit code -9" in output
+    assert len(records(tmp_path)) == 1
