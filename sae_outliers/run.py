@@ -8,6 +8,8 @@ import logging
 import sys
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 
 from sae_outliers.activations.extract import extract
 from sae_outliers.config import RunConfig, register
@@ -33,6 +35,8 @@ register()
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="config")
 def main(cfg: RunConfig) -> None:
+    if HydraConfig.get().mode == RunMode.MULTIRUN:  # the sweep reports what a job raises
+        return run(cfg)
     try:
         run(cfg)
     except (ValueError, FileNotFoundError) as error:

@@ -126,7 +126,10 @@ def default_workers() -> int:
 def _returned(done: Running) -> JobReturn:
     done.process.join()
     returned = JobReturn()
-    error = done.result.recv() if done.result.poll() else f"its process ended with exit code {done.process.exitcode}"
+    try:
+        error = done.result.recv()
+    except EOFError:  # it was killed before it could send anything
+        error = f"its process ended with exit code {done.process.exitcode}"
     returned.status = JobStatus.FAILED if error else JobStatus.COMPLETED
     returned.return_value = JobFailed(error) if error else None
     return returned
