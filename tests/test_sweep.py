@@ -43,6 +43,12 @@ def test_one_job_per_model_layer_and_centering_from_one_extraction_each_and_none
     assert "0 job(s) done, 20 finished before, 0 failed" in again.stdout
 
 
+def test_an_experiment_brings_its_sweep_along_and_the_command_line_narrows_it(command: Run, tmp_path: Path) -> None:
+    done = command("sae_outliers.run", "-m", "model=offline/sapiens", "experiment=init", "layer=2,3", *SMALL)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {(r["layer"], r["centering"]) for r in records(tmp_path)} == {(i, c) for i in (2, 3) for c in ("off", "on")}
+
+
 def test_a_failing_job_and_a_failing_extraction_are_named_and_the_others_go_on(command: Run, tmp_path: Path) -> None:
     done = command(
         "sae_outliers.run", "-m", "model=offline/minilm,offline/sapiens", "layer=1,2", "train=none",

@@ -34,7 +34,7 @@ class LayerSweeper(Sweeper):
     """One job per model, layer and condition; activations are extracted first, once per model."""
 
     def __init__(self, params: dict[str, Any] | None) -> None:
-        self.params = params or {}
+        self.params = dict(params or {})  # Hydra hands over its own kind of mapping
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.config: DictConfig = config
