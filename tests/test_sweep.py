@@ -146,3 +146,23 @@ def test_a_job_that_is_killed_is_named_and_the_others_go_on(tmp_path: Path) -> N
     assert "1 job(s) done, 0 finished before, 1 failed" in output
     assert "its process ended with exit code -9" in output
     assert len(records(tmp_path)) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc").exists(), reason="looks for the jobs in /proc")
+def test_submitits_launcher_runs_the_sweep_and_a_killed_job_is_named_there_too(tmp_path: Path) -> None:
+    submitit = ("hydra/launcher=submitit_local", "hydra.launcher.timeout_min=10", f"results_dir={tmp_path}")
+    arguments = [sys.executable, "-m", "sae_outliers.run", "-m", *TRAIN, *SMALL, *submitit]
+    sweep = subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    wait_for(lambda: len(list(tmp_path.glob("runs/minilm/*/*/checkpoint.safetensors"))) == 2)
+    layer_2 = next(tmp_path.glob("runs/minilm/2/*/.lock"))
+    for pid in job_processes(tmp_path):
+        if pid != sweep.pid and str(layer_2) in (os.path.realpath(link) for link in Path(f"/proc/{pid}/fd").iterdir()):
+            os.kill(pid, signal.SIGKILL)
+    output, _ = sweep.communicate(timeout=280)
+    assert sweep.returncode == 1
+    assert "failed: minilm layer 2 topk centering=off: the launcher gave up" in output
+
+    again = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=280)
+    assert again.returncode == 0, again.stdout
+    assert {record["layer"] for record in records(tmp_path)} == {2, 3}

@@ -64,8 +64,11 @@ class LayerSweeper(Sweeper):
 
     def _launch(self, tasks: "Sequence[Task]", first: int) -> "dict[Task, str]":
         """Launch tasks, numbered from `first` on; the ones that failed, and why."""
-        returns = self.launcher.launch([list(task.overrides) for task in tasks], first) if tasks else []
-        reasons = {task: _reason(returned) for task, returned in zip(tasks, returns, strict=True)}
+        try:
+            returns = self.launcher.launch([list(task.overrides) for task in tasks], first) if tasks else []
+            reasons = {task: _reason(returned) for task, returned in zip(tasks, returns, strict=True)}
+        except Exception as error:  # Submitit's launcher gives up at the first job that was killed
+            reasons = {task: "" if task.is_done() else f"the launcher gave up: {_line(error)}" for task in tasks}
         # a launcher's word is not enough: SLURM calls a job completed whose Python raised
         return {t: r or "it left no record" for t, r in reasons.items() if r or not t.is_done()}
 
@@ -115,5 +118,9 @@ def _reason(returned: JobReturn) -> str:
     try:
         returned.return_value  # noqa: B018 - a failed job's value is raised when it is read
     except Exception as error:
-        return " ".join(str(error).split()) or type(error).__name__
+        return _line(error)
     return "unknown"
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
