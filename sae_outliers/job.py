@@ -26,7 +26,7 @@ from sae_outliers.files import digest, written_whole
 from sae_outliers.metrics import MetricsFile, Point
 from sae_outliers.preprocessing import PREPROCESSINGS, get_preprocessing
 from sae_outliers.provenance import device_name, git_commit, peak_memory_mb, versions
-from sae_outliers.records import Record, is_finished, run_dir, write_record
+from sae_outliers.records import SCHEMA_VERSION, Record, is_finished, run_dir, write_record
 from sae_outliers.sae.autoencoder import SparseAutoencoder
 from sae_outliers.sae.folding import fold, save_sae
 from sae_outliers.severity import Moments, effective_rank, geometric_median, moments, outlier_dims
@@ -61,7 +61,7 @@ def run_id(cfg: RunConfig, layer: int) -> str:
     identity["train"].pop("checkpoint_every")
     if cfg.train.steps == 0:
         identity.pop("train")
-    return digest(identity | {"layer": layer})
+    return digest(identity | {"layer": layer, "schema": SCHEMA_VERSION})
 
 
 def directory_of(cfg: RunConfig, layer: int) -> Path:
@@ -69,7 +69,7 @@ def directory_of(cfg: RunConfig, layer: int) -> Path:
 
 
 def run_layer(cfg: RunConfig, layer: int) -> Path:
-    """Run one job to its record, or recognise that it is finished; returns its folder.
+    """Run one job to its record, or recognise that it is finished; returns its folder, which then holds it.
 
     A job that was interrupted goes on from its checkpoint. Two processes never work on the same job: the second
     waits and then finds it finished.

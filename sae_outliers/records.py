@@ -97,6 +97,21 @@ def write_record(directory: Path, record: Record) -> None:
     write_json(directory / "record.json", asdict(record))
 
 
+def read_record(directory: Path) -> Record:
+    return Record(**json.loads((directory / "record.json").read_text()))
+
+
+def describe(record: Record) -> str:
+    """A record's main figures in a line."""
+    parts = [
+        f"{record.model} layer {record.layer}, {record.sae}, centering={record.centering}: γ {record.gamma:.2f}",
+        f"dead at initialisation by TopK {record.dead_pct_init_topk:.1f} %, by ReLU {record.dead_pct_init_relu:.1f} %",
+    ]
+    if record.dead_pct_final_topk is not None:
+        parts.append(f"after training {record.dead_pct_final_topk:.1f} %, {record.dead_pct_final_relu:.1f} %")
+    return "; ".join(parts)
+
+
 def is_finished(directory: Path) -> bool:
     """A run is finished when its record is there: it is the last file that a run writes."""
     return (directory / "record.json").is_file()

@@ -15,6 +15,7 @@ from sae_outliers.activations.extract import extract
 from sae_outliers.config import RunConfig, register
 from sae_outliers.job import run_layer
 from sae_outliers.layers import resolve_layers
+from sae_outliers.records import describe, read_record
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +28,7 @@ def run(cfg: RunConfig) -> None:
         return
     for layer in layers:
         directory = run_layer(cfg, layer)
-        log.info("%s layer %d: %s", cfg.model.name, layer, directory)
+        log.info("%s; %s", describe(read_record(directory)), directory)
 
 
 register()

@@ -236,7 +236,7 @@ def _model_row(model: str, rows: pd.DataFrame, expected: int) -> dict[str, objec
         "domain": rows["domain"].iloc[0],
         "layers": rows["layer"].nunique(),
         "expected": expected,
-        "d_model": rows["d_model"].iloc[0],
+        "d_model": _span(rows["d_model"]),
         "γ min": gamma.min(),
         "γ median": gamma.median(),
         "γ max": gamma.max(),
@@ -247,6 +247,11 @@ def _model_row(model: str, rows: pd.DataFrame, expected: int) -> dict[str, objec
         "TopK on median": on["dead_pct_init_topk"].median(),
         "TopK on worst": on["dead_pct_init_topk"].max(),
     }
+
+
+def _span(widths: pd.Series) -> str:
+    """One width, or the smallest and the largest where they differ from layer to layer, as in conv nets."""
+    return str(widths.min()) if widths.nunique() == 1 else f"{widths.min()}-{widths.max()}"
 
 
 def conditions(records: pd.DataFrame) -> pd.DataFrame:
