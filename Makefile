@@ -4,7 +4,6 @@ PYTHON ?= python3
 PYTEST = .venv/bin/python -m pytest
 CACHE = $(or $(SAE_OUTLIERS_CACHE),$(HOME)/.cache/sae_outliers)
 MODELS = glob(offline/*,exclude=offline/spliceai)
-TRAINED = offline/smollm2,offline/antiberty,offline/vit_s14
 WEIGHTS = .venv/.weights
 ifeq ($(SPLICEAI),yes)
 MODELS = glob(offline/*)
@@ -17,9 +16,10 @@ endif
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
-demo: weights ## the main job on real weights: all offline layers measured, three trained on; tables and figures
+demo: weights ## the main job on real weights: all offline layers measured, SAEs trained on two; tables and figures
 	.venv/bin/python -m sae_outliers.run -m 'model=$(MODELS)' experiment=init
-	.venv/bin/python -m sae_outliers.run -m model=$(TRAINED) experiment=death_curves
+	.venv/bin/python -m sae_outliers.run -m model=offline/smollm2 layer=16 experiment=death_curves
+	.venv/bin/python -m sae_outliers.run -m model=offline/vit_s14 layer=12 experiment=death_curves
 	.venv/bin/python -m sae_outliers.aggregate
 
 install: .venv/.installed ## make .venv with this project and its dependencies

@@ -222,6 +222,8 @@ def death_curves(curves: pd.DataFrame) -> Figure:
         axes.set_title(f"{model} ({sae})", fontsize=9)
     for axes in grid.flat[len(panels) :]:
         axes.set_axis_off()
+    highest = max(10.0, float(curves[list(MEASURES)].max().max()))
+    grid[0, 0].set_ylim(-0.03 * highest, 1.05 * highest)  # shared by all panels
     figure.supxlabel("training tokens", fontsize=9)
     figure.supylabel("features (%)", fontsize=9)
     centerings = _in_order(curves["centering"])
@@ -247,7 +249,6 @@ def _curves_panel(axes: Axes, runs: pd.DataFrame) -> None:
             if by_run.shape[1] > 1:
                 axes.plot(by_run.index, by_run, c=color, ls=_dash(str(centering)), lw=0.5, alpha=0.3)
             axes.plot(median.index, median, c=color, ls=_dash(str(centering)), lw=width)
-    axes.set_ylim(-3, 103)
     axes.xaxis.set_major_locator(MaxNLocator(4))
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 400k, 2M
 
