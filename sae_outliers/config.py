@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING
+from omegaconf import MISSING, OmegaConf
 
 
 @dataclass
@@ -75,6 +75,29 @@ class RunConfig:
     task: str = "run"  # run, or extract: only store the activations
     results_dir: str = "results"
     group: str | None = None  # W&B group; the sweep's name in a sweep
+
+
+LEAST = {
+    "n_eval": 1,
+    "data.batch_size": 1,
+    "sae.n_features": 1,
+    "train.steps": 0,
+    "train.n_tokens": 0,
+    "train.batch_size": 1,
+    "train.eval_every": 1,
+    "train.checkpoint_every": 1,
+    "train.dead_window": 1,
+}
+
+
+def check(cfg: RunConfig) -> None:
+    """Refuse numbers that no run can use. Raises ValueError with the option's name and value."""
+    for option, least in LEAST.items():
+        value = OmegaConf.select(cfg, option)  # type: ignore[arg-type]
+        if value < least:
+            raise ValueError(f"{option}={value} must be at least {least}")
+    if not 0 < cfg.sae.k <= cfg.sae.n_features:
+        raise ValueError(f"sae.k={cfg.sae.k} must lie between 1 and sae.n_features={cfg.sae.n_features}")
 
 
 def register() -> None:

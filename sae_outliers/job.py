@@ -86,12 +86,12 @@ def run_layer(cfg: RunConfig, layer: int) -> Path:
             tracker = start_tracker(cfg, layer, directory.name)
             try:
                 record = Job(cfg, layer, directory, tracker).run()
+                write_record(directory, record)
             except BaseException:
                 tracker.finish({}, exit_code=1)
                 raise
-            tracker.finish({k: v for k, v in vars(record).items() if isinstance(v, int | float)})
-            write_record(directory, record)
             (directory / CHECKPOINT).unlink(missing_ok=True)
+            tracker.finish({k: v for k, v in vars(record).items() if isinstance(v, int | float)})
     return directory
 
 
@@ -127,7 +127,7 @@ class Job:
         self.sae = self.new_sae(severity.seen)
         sae_input = self.moments_of_sae_input()
         initial, initial_alignment = count_fates(self.sae, self.centering, self.eval_tokens()), self.alignment()
-        self.train(scale=sae_input.variance.sum().sqrt().item())
+        dead_pct_window = self.train(scale=sae_input.variance.sum().sqrt().item())
         final = self.evaluate() if self.cfg.train.steps else None
         features = feature_columns("init", initial, initial_alignment)
         if final:
@@ -135,7 +135,7 @@ class Job:
         self.write_features(features)
         columns = self.identity_columns() | self.severity_columns(severity) | {"gamma_sae_input": sae_input.gamma}
         columns |= self.initial_columns(initial, initial_alignment, sae_input.gamma)
-        columns |= self.final_columns(final)
+        columns |= self.final_columns(final, dead_pct_window)
         if self.cfg.train.steps:  # an untrained SAE follows from its seed
             save_sae(self.directory / "sae.safetensors", self.sae, self.centering, columns)
         return Record(**columns, **self.provenance_columns(time.monotonic() - start))
@@ -179,10 +179,11 @@ class Job:
         """cos(encoder direction, μ) of each feature, both in the space of the preprocessed activations."""
         return alignment(self.folded().W_enc, self.mean)
 
-    def train(self, scale: float) -> None:
+    def train(self, scale: float) -> float | None:
+        """Train to the end and write the curves; the percentage of features not fired in the last window, if known."""
         cfg = self.cfg.train
         if cfg.steps == 0:
-            return
+            return None
         metrics = MetricsFile(self.directory / "metrics.jsonl", self.tracker.log)
         trainer = Trainer(self.sae, cfg, scale)
         title = f"{self.cfg.model.name} layer {self.layer} {self.cfg.sae.name} centering {self.cfg.centering.name}"
@@ -190,7 +191,7 @@ class Job:
         train(trainer, self.training_batches, self.measure, metrics, checkpoint, title)
         with written_whole(self.directory / "curves.parquet") as beside:
             metrics.curves().to_parquet(beside, index=False)
-        self.dead_pct_window = trainer.dead_pct_window()
+        return trainer.dead_pct_window()
 
     def training_batches(self, start: int) -> Iterator[Tensor]:
         batches = self.tokens.training_batches(self.cfg.train.batch_size, self.cfg.seed, start)
@@ -273,13 +274,13 @@ class Job:
             "theory_pct_topk_small_gamma": 100 * float(theory.dead_by_topk_small_gamma(gamma, n_eval, n_features, k)),
         }
 
-    def final_columns(self, final: Evaluation | None) -> dict[str, Any]:
+    def final_columns(self, final: Evaluation | None, dead_pct_window: float | None) -> dict[str, Any]:
         if final is None:
             return dict.fromkeys(FINAL_COLUMNS)
         figures = (
             final.fates.dead_pct_topk,
             final.fates.dead_pct_relu,
-            self.dead_pct_window,
+            dead_pct_window,
             final.fvu,
             final.l0,
         )

@@ -12,7 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
 from sae_outliers.activations.extract import extract
-from sae_outliers.config import RunConfig, register
+from sae_outliers.config import RunConfig, check, register
 from sae_outliers.job import run_layer
 from sae_outliers.layers import resolve_layers
 from sae_outliers.records import describe, read_record
@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 
 def run(cfg: RunConfig) -> None:
     """All layers that the config names, from one forward pass."""
+    check(cfg)
     layers = resolve_layers(cfg.layer, cfg.model.first_layer, cfg.model.last_layer)
     extract(cfg, layers)
     if cfg.task == "extract":

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sae_outliers.activations.extract import store_dir, tokens_wanted
-from sae_outliers.config import RunConfig
+from sae_outliers.config import RunConfig, check
 from sae_outliers.job import directory_of
 from sae_outliers.layers import resolve_layers
 from sae_outliers.records import is_finished
@@ -39,10 +39,11 @@ def plan(composed: Iterable[tuple[Sequence[str], RunConfig]]) -> Plan:
     with the layers and the tokens that the jobs on it need.
 
     Raises:
-        ValueError: a config names a layer that its model does not have.
+        ValueError: a config names a layer that its model does not have, or a number that no run can use.
     """
     jobs: dict[Path, tuple[Task, int, RunConfig]] = {}
     for combination, cfg in composed:
+        check(cfg)
         overrides = [override for override in combination if not override.startswith("layer=")]
         for layer in resolve_layers(cfg.layer, cfg.model.first_layer, cfg.model.last_layer):
             directory = directory_of(cfg, layer)

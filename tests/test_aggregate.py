@@ -8,13 +8,13 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from test_figures import curves
-from test_tables import frame, make_record, many_layers, trained
 
 from sae_outliers import aggregate
 from sae_outliers.records import Record, run_dir, write_record
 from sae_outliers.reference import COLUMNS, in_published_domains, read_reference
 from sae_outliers.tables import mixed_settings
+from tests.test_figures import curves
+from tests.test_tables import frame, make_record, many_layers, trained
 
 ROOT = Path(__file__).parents[1]
 

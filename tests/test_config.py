@@ -9,7 +9,7 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import ConfigCompositionException
 from hydra.utils import get_method
 
-from sae_outliers.config import register
+from sae_outliers.config import check, register
 from sae_outliers.layers import resolve_layers
 
 CONF = Path(__file__).parent.parent / "conf"
@@ -60,6 +60,17 @@ def test_each_model_brings_the_data_of_its_domain_and_the_command_line_may_name_
 def test_a_misspelt_key_is_an_error(override: str) -> None:
     with pytest.raises(ConfigCompositionException):
         composed(override)
+
+
+@pytest.mark.parametrize(("override", "message"), [
+    ("n_eval=0", "n_eval=0 must be at least 1"),
+    ("train.steps=-1", "train.steps=-1 must be at least 0"),
+    ("train.batch_size=0", "train.batch_size=0 must be at least 1"),
+    ("sae.k=9000", "sae.k=9000 must lie between 1 and sae.n_features=8192"),
+])  # fmt: skip
+def test_a_number_that_no_run_can_use_is_named(override: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        check(composed(override))
 
 
 def test_what_layer_may_say() -> None:

@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy.stats import norm
-from test_tables import frame, make_record, many_layers
 
 from sae_outliers import figures
+from tests.test_tables import frame, make_record, many_layers
 
 pytestmark = pytest.mark.filterwarnings("error")  # a layout that fails only warns
 

@@ -149,27 +149,23 @@ class LayerTokens:
         """(first row, end row, tokens) of the consecutive blocks of `size` rows in the training part."""
         starts = range(self._eval_end, self._train_end, size)
         bounds = [(start, min(start + size, self._train_end)) for start in starts]
-        return [(start, stop, self._count(start, stop)) for start, stop in bounds]
+        return [(start, stop, int(self._kept(start, stop).sum())) for start, stop in bounds]
+
+    def _kept(self, start: int, stop: int) -> np.ndarray:
+        """Which of rows start:stop are tokens, bool [stop - start]."""
+        special = self._special[start:stop] == 1
+        return np.ones_like(special) if self.special_tokens else ~special
 
     def _read(self, start: int, stop: int) -> Tensor:
         """The tokens among rows start:stop."""
-        rows = np.array(self._rows[start:stop])
-        return torch.from_numpy(rows if self.special_tokens else rows[self._special[start:stop] == 0])
-
-    def _count(self, start: int, stop: int) -> int:
-        """Tokens among rows start:stop."""
-        return stop - start if self.special_tokens else int((self._special[start:stop] == 0).sum())
+        return torch.from_numpy(np.array(self._rows[start:stop])[self._kept(start, stop)])
 
     def _row_after(self, tokens: int) -> int:
         """The number of rows that hold the first `tokens` tokens."""
         remaining = tokens
         for start in range(0, len(self._special), ROWS_AT_ONCE):
-            stop = min(start + ROWS_AT_ONCE, len(self._special))
-            here = self._count(start, stop)
-            if here >= remaining:
-                counted = self.special_tokens | (self._special[start:stop] == 0)
-                return (
-                    start + int(np.searchsorted(np.cumsum(counted), remaining, side="left")) + 1 if remaining else start
-                )
-            remaining -= here
+            kept = np.flatnonzero(self._kept(start, start + ROWS_AT_ONCE))
+            if len(kept) >= remaining:
+                return start + int(kept[remaining - 1]) + 1
+            remaining -= len(kept)
         raise ValueError(f"{self._rows.filename} holds {tokens - remaining} tokens, not the {tokens} asked for")

@@ -29,8 +29,6 @@ class SparseAutoencoder(nn.Module, ABC):
 
     def __init__(self, d_model: int, n_features: int, k: int, l1: float = 0.0, seed: int = 0) -> None:
         super().__init__()
-        if not 0 < k <= n_features:
-            raise ValueError(f"sae.k={k} must lie between 1 and sae.n_features={n_features}")
         self.k, self.l1 = k, l1
         directions = torch.randn(n_features, d_model, generator=torch.Generator().manual_seed(seed))
         W_dec = F.normalize(directions, dim=1)

@@ -7,6 +7,7 @@ and one that is killed takes nothing else with it. A job's output goes to `outpu
 import os
 import sys
 import threading
+import traceback
 from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,6 +36,8 @@ ConfigStore.instance().store(
     group="hydra/launcher", name="local_processes", node=LocalLauncherConfig, provider="sae_outliers"
 )
 
+LONGEST_ERROR = 2000  # characters of an error that go through the pipe, whose buffer must hold them all
+
 
 class JobFailed(RuntimeError):
     """Carries a job's error text from its process."""
@@ -43,6 +46,7 @@ class JobFailed(RuntimeError):
 @dataclass
 class Running:
     index: int
+    slot: int  # which of the workers it is, and with that which GPU it has
     process: BaseProcess
     result: Connection
 
@@ -68,9 +72,10 @@ class LocalLauncher(Launcher):
         try:
             with Progress("sweep", len(job_overrides), "tasks") as progress:
                 while waiting or running:
-                    while waiting and len(running) < workers:
+                    for slot in sorted(set(range(workers)) - {r.slot for r in running})[: len(waiting)]:
                         index, overrides = waiting.pop()
-                        running.append(self._start(index, list(overrides), initial_job_idx + index, workers))
+                        job = self._pickled(list(overrides), initial_job_idx + index)
+                        running.append(_start(index, slot, workers, job))
                     connection.wait([r.process.sentinel for r in running], timeout=1.0)
                     for done in [r for r in running if not r.process.is_alive()]:
                         running.remove(done)
@@ -82,23 +87,25 @@ class LocalLauncher(Launcher):
                 r.process.terminate()
         return [returns[i] for i in range(len(job_overrides))]
 
-    def _start(self, index: int, overrides: list[str], number: int, workers: int) -> Running:
+    def _pickled(self, overrides: list[str], number: int) -> bytes:
+        """All that a child needs to run job `number`."""
         config = self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
         with open_dict(config):
             config.hydra.job.id = str(number)
             config.hydra.job.num = number
-        folder = Path(config.hydra.sweep.dir) / str(config.hydra.sweep.subdir)
-        job = cloudpickle.dumps((self.hydra_context, self.task_function, config, Singleton.get_state()))
-        context = get_context("forkserver")
-        context.set_forkserver_preload(["sae_outliers.job", "sae_outliers.run"])
-        receiver, sender = context.Pipe(duplex=False)
-        threads = max(1, (os.cpu_count() or 1) // workers)
-        gpu = index % workers
-        with _not_main():
-            process = context.Process(target=_run, args=(job, folder, threads, gpu, sender), daemon=True)
-            process.start()
-        sender.close()
-        return Running(index, process, receiver)
+        return cloudpickle.dumps((self.hydra_context, self.task_function, config, Singleton.get_state()))
+
+
+def _start(index: int, slot: int, workers: int, job: bytes) -> Running:
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["sae_outliers.job", "sae_outliers.run"])
+    receiver, sender = context.Pipe(duplex=False)
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    with _not_main():
+        process = context.Process(target=_run, args=(job, slot, threads, sender), daemon=True)
+        process.start()
+    sender.close()
+    return Running(index, slot, process, receiver)
 
 
 @contextmanager
@@ -135,40 +142,45 @@ def _returned(done: Running) -> JobReturn:
     return returned
 
 
-def _run(job: bytes, folder: Path, threads: int, gpu: int, result: Connection) -> None:
+def _run(pickled: bytes, slot: int, threads: int, result: Connection) -> None:
     """In the child: run the job with its output in a file, and send its error text back ('' for none)."""
     _die_with_parent()
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "output.log").open("ab") as output:
-        os.dup2(output.fileno(), sys.stdout.fileno())
-        os.dup2(output.fileno(), sys.stderr.fileno())
-    import torch
-
-    torch.set_num_threads(threads)
-    if torch.cuda.is_available():
-        torch.cuda.set_device(gpu % torch.cuda.device_count())
-    returned = _run_job(job)
-    if returned.status == JobStatus.COMPLETED:
-        result.send("")
-        return
-    import traceback
-
-    error = returned._return_value
-    traceback.print_exception(error)
-    result.send(f"{' '.join(str(error).split()) or type(error).__name__} (see {folder / 'output.log'})")
-
-
-def _run_job(job: bytes) -> JobReturn:
-    context, task_function, config, singletons = cloudpickle.loads(job)
+    context, task_function, config, singletons = cloudpickle.loads(pickled)
     setup_globals()
     Singleton.set_state(singletons)
-    return run_job(
+    log = Path(config.hydra.sweep.dir) / str(config.hydra.sweep.subdir) / "output.log"
+    _redirect_output(log)
+    _take_resources(slot, threads)
+    returned = run_job(
         hydra_context=context,
         task_function=task_function,
         config=config,
         job_dir_key="hydra.sweep.dir",
         job_subdir_key="hydra.sweep.subdir",
     )
+    if returned.status == JobStatus.COMPLETED:
+        result.send("")
+        return
+    error = returned._return_value
+    traceback.print_exception(error)
+    text = " ".join(str(error).split()) or type(error).__name__
+    result.send(f"{text[:LONGEST_ERROR]} (see {log})")
+
+
+def _redirect_output(log: Path) -> None:
+    """Below Python too: libraries and a crashing interpreter write to the file descriptors."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as output:
+        os.dup2(output.fileno(), sys.stdout.fileno())
+        os.dup2(output.fileno(), sys.stderr.fileno())
+
+
+def _take_resources(slot: int, threads: int) -> None:
+    import torch
+
+    torch.set_num_threads(threads)
+    if torch.cuda.is_available():
+        torch.cuda.set_device(slot % torch.cuda.device_count())
 
 
 def _die_with_parent() -> None:
