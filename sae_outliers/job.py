@@ -28,7 +28,7 @@ from sae_outliers.preprocessing import PREPROCESSINGS, get_preprocessing
 from sae_outliers.provenance import device_name, git_commit, peak_memory_mb, versions
 from sae_outliers.records import SCHEMA_VERSION, Record, is_finished, run_dir, write_record
 from sae_outliers.sae.autoencoder import SparseAutoencoder
-from sae_outliers.sae.folding import fold, save_sae
+from sae_outliers.sae.folding import folded_encoder, save_sae
 from sae_outliers.severity import Moments, effective_rank, geometric_median, moments, outlier_dims
 from sae_outliers.tracking import Tracker, start_tracker
 from sae_outliers.train import Trainer, train
@@ -171,13 +171,9 @@ class Job:
     def evaluate(self) -> Evaluation:
         return evaluate(self.sae, self.centering, self.eval_tokens(), self.variance)
 
-    def folded(self) -> SparseAutoencoder:
-        """The SAE in terms of the preprocessed activations."""
-        return fold(self.sae, self.centering)
-
     def alignment(self) -> Tensor:
         """cos(encoder direction, μ) of each feature, both in the space of the preprocessed activations."""
-        return alignment(self.folded().W_enc, self.mean)
+        return alignment(folded_encoder(self.sae, self.centering), self.mean)
 
     def train(self, scale: float) -> float | None:
         """Train to the end and write the curves; the percentage of features not fired in the last window, if known."""
@@ -210,7 +206,7 @@ class Job:
 
     def bias_figures(self) -> dict[str, float]:
         """How far the SAE's bias has come on its way to the mean; the centering's shift counts as part of the bias."""
-        bias = self.folded().b_dec.detach()
+        bias = self.centering.undo(self.sae.b_dec.detach())
         return {
             "b_dec_distance": ((bias - self.mean).norm() / self.mean.norm()).item(),
             "b_dec_cos": F.cosine_similarity(bias, self.mean, dim=0).item(),

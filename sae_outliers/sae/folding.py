@@ -19,6 +19,13 @@ WEIGHTS = ("W_enc", "b_enc", "W_dec", "b_dec")
 
 
 @torch.no_grad()
+def folded_encoder(sae: SparseAutoencoder, centering: Affine) -> Tensor:
+    """W_enc' = L W_enc, [d_model, n_features]: the encoder directions in the space before the centering."""
+    W_enc = sae.W_enc.double()
+    return (W_enc if centering.linear is None else centering.linear.double() @ W_enc).float()
+
+
+@torch.no_grad()
 def fold(sae: SparseAutoencoder, centering: Affine) -> SparseAutoencoder:
     """The SAE that does on x what `sae` does on `centering.apply(x)`, its output mapped back by `centering.undo`.
 
@@ -26,20 +33,13 @@ def fold(sae: SparseAutoencoder, centering: Affine) -> SparseAutoencoder:
     b_enc' = b_enc + (b_dec L⁺ L - b_dec) W_enc, whose second term is 0 unless L is singular. The products are formed
     in float64. Decoder rows keep their unit norm only if L is orthogonal.
     """
-    w = {name: getattr(sae, name).double() for name in WEIGHTS}
-    shift = centering.shift.double()
-    identity = torch.eye(sae.d_model, dtype=torch.float64, device=shift.device)
-    linear = identity if centering.linear is None else centering.linear.double()
-    inverse = identity if centering.inverse is None else centering.inverse.double()
-    back = w["b_dec"] @ inverse
-    folded = {
-        "W_enc": linear @ w["W_enc"],
-        "b_enc": w["b_enc"] + (back @ linear - w["b_dec"]) @ w["W_enc"],
-        "W_dec": w["W_dec"] @ inverse,
-        "b_dec": back + shift,
-    }
     result = copy.deepcopy(sae)
-    result.load_state_dict({name: tensor.float() for name, tensor in folded.items()})
+    result.W_enc.copy_(folded_encoder(sae, centering))
+    result.b_dec.copy_(centering.undo(sae.b_dec))
+    if centering.linear is not None and centering.inverse is not None:
+        linear, inverse, b_dec = (t.double() for t in (centering.linear, centering.inverse, sae.b_dec))
+        result.W_dec.copy_(sae.W_dec.double() @ inverse)
+        result.b_enc.copy_(sae.b_enc + (b_dec @ inverse @ linear - b_dec) @ sae.W_enc.double())
     return result
 
 
