@@ -86,9 +86,9 @@ TRAIN = (
 )  # fmt: skip
 
 
-def start(directory: Path) -> subprocess.Popen[bytes]:
-    arguments = [sys.executable, "-m", "sae_outliers.run", "-m", *TRAIN, *SMALL, f"results_dir={directory}"]
-    return subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+def start(directory: Path, *more: str) -> subprocess.Popen[str]:
+    arguments = [sys.executable, "-m", "sae_outliers.run", "-m", *TRAIN, *SMALL, f"results_dir={directory}", *more]
+    return subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
@@ -120,7 +120,10 @@ def test_a_killed_sweep_leaves_no_jobs_and_ends_with_the_same_weights_when_calle
     wait_for(lambda: len(list(tmp_path.glob("runs/minilm/*/*/checkpoint.safetensors"))) == 2)
     assert len(job_processes(tmp_path)) >= 2
     sweep.send_signal(how)
-    assert sweep.wait(30) != 0
+    output, _ = sweep.communicate(timeout=30)
+    if how == signal.SIGINT:
+        assert sweep.returncode == 130
+        assert output.endswith("interrupted with 0 of 2 job(s) done: the same command goes on from there\n")
     wait_for(lambda: not job_processes(tmp_path), 20)
     assert records(tmp_path) == []
 
@@ -137,8 +140,7 @@ def test_a_killed_sweep_leaves_no_jobs_and_ends_with_the_same_weights_when_calle
 
 @pytest.mark.skipif(not Path("/proc").exists(), reason="looks for the jobs in /proc")
 def test_a_job_that_is_killed_is_named_and_the_others_go_on(tmp_path: Path) -> None:
-    arguments = [sys.executable, "-m", "sae_outliers.run", "-m", *TRAIN, *SMALL, f"results_dir={tmp_path}"]
-    sweep = subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    sweep = start(tmp_path)
     wait_for(lambda: len(list(tmp_path.glob("runs/minilm/*/*/checkpoint.safetensors"))) == 2)
     os.kill(next(pid for pid in job_processes(tmp_path) if pid != sweep.pid), signal.SIGKILL)
     output, _ = sweep.communicate(timeout=200)
@@ -151,9 +153,8 @@ def test_a_job_that_is_killed_is_named_and_the_others_go_on(tmp_path: Path) -> N
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc").exists(), reason="looks for the jobs in /proc")
 def test_submitits_launcher_runs_the_sweep_and_a_killed_job_is_named_there_too(tmp_path: Path) -> None:
-    submitit = ("hydra/launcher=submitit_local", "hydra.launcher.timeout_min=10", f"results_dir={tmp_path}")
-    arguments = [sys.executable, "-m", "sae_outliers.run", "-m", *TRAIN, *SMALL, *submitit]
-    sweep = subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    submitit = ("hydra/launcher=submitit_local", "hydra.launcher.timeout_min=10")
+    sweep = start(tmp_path, *submitit)
     wait_for(lambda: len(list(tmp_path.glob("runs/minilm/*/*/checkpoint.safetensors"))) == 2)
     layer_2 = next(tmp_path.glob("runs/minilm/2/*/.lock"))
     for pid in job_processes(tmp_path):
@@ -163,6 +164,7 @@ def test_submitits_launcher_runs_the_sweep_and_a_killed_job_is_named_there_too(t
     assert sweep.returncode == 1
     assert "failed: minilm layer 2 topk centering=off: the launcher gave up" in output
 
-    again = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=280)
-    assert again.returncode == 0, again.stdout
+    again = start(tmp_path, *submitit)
+    output, _ = again.communicate(timeout=280)
+    assert again.returncode == 0, output
     assert {record["layer"] for record in records(tmp_path)} == {2, 3}

@@ -18,7 +18,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
 if TYPE_CHECKING:
-    from sae_outliers.sweep import Task
+    from sae_outliers.sweep import Plan, Task
 
 
 @dataclass
@@ -54,13 +54,22 @@ class LayerSweeper(Sweeper):
         except ValueError as error:
             sys.exit(str(error))
         print(f"{len(planned.jobs)} job(s) to run, {planned.finished} finished before", flush=True)
-        lacking = {task.store: reason for task, reason in self._launch(planned.extractions, 0).items()}
-        failures = {task: f"no activations: {lacking[task.store]}" for task in planned.jobs if task.store in lacking}
-        ready = [task for task in planned.jobs if task.store not in lacking]
-        failures |= self._launch(ready, len(planned.extractions))
+        try:
+            failures = self._launch_in_phases(planned)
+        except KeyboardInterrupt:
+            done = sum(task.is_done() for task in planned.jobs)
+            print(f"interrupted with {done} of {len(planned.jobs)} job(s) done: the same command goes on from there")
+            sys.exit(130)
         print(summarise(planned, failures), flush=True)
         if failures:
             sys.exit(1)
+
+    def _launch_in_phases(self, planned: "Plan") -> "dict[Task, str]":
+        """Extractions, then the jobs whose activations are there; the jobs that failed, and why."""
+        lacking = {task.store: reason for task, reason in self._launch(planned.extractions, 0).items()}
+        failures = {task: f"no activations: {lacking[task.store]}" for task in planned.jobs if task.store in lacking}
+        ready = [task for task in planned.jobs if task.store not in lacking]
+        return failures | self._launch(ready, len(planned.extractions))
 
     def _launch(self, tasks: "Sequence[Task]", first: int) -> "dict[Task, str]":
         """Launch tasks, numbered from `first` on; the ones that failed, and why."""
