@@ -91,11 +91,13 @@ LEAST = {
 
 
 def check(cfg: RunConfig) -> None:
-    """Refuse numbers that no run can use. Raises ValueError with the option's name and value."""
+    """Refuse values that no run can use. Raises ValueError with the option's name and value."""
     for option, least in LEAST.items():
         value = OmegaConf.select(cfg, option)  # type: ignore[arg-type]
         if value < least:
             raise ValueError(f"{option}={value} must be at least {least}")
+    if cfg.task not in ("run", "extract"):
+        raise ValueError(f"task={cfg.task} does not exist: use run or extract")
     if not 0 < cfg.sae.k <= cfg.sae.n_features:
         raise ValueError(f"sae.k={cfg.sae.k} must lie between 1 and sae.n_features={cfg.sae.n_features}")
 

@@ -35,7 +35,6 @@ class WandbTracker(Tracker):
         import wandb  # takes a second, and `tracker=none` does without it
 
         directory = Path(cfg.results_dir)
-
         directory.mkdir(parents=True, exist_ok=True)
         self._run = wandb.init(
             project=cfg.tracker.project,

@@ -64,11 +64,12 @@ def test_a_misspelt_key_is_an_error(override: str) -> None:
 
 @pytest.mark.parametrize(("override", "message"), [
     ("n_eval=0", "n_eval=0 must be at least 1"),
+    ("task=train", "task=train does not exist: use run or extract"),
     ("train.steps=-1", "train.steps=-1 must be at least 0"),
     ("train.batch_size=0", "train.batch_size=0 must be at least 1"),
     ("sae.k=9000", "sae.k=9000 must lie between 1 and sae.n_features=8192"),
 ])  # fmt: skip
-def test_a_number_that_no_run_can_use_is_named(override: str, message: str) -> None:
+def test_a_value_that_no_run_can_use_is_named(override: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         check(composed(override))
 
