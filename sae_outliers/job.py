@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from sae_outliers import theory
-from sae_outliers.activations.extract import extract, store_dir
+from sae_outliers.activations.extract import extract, store_dir, training_tokens
 from sae_outliers.activations.store import LayerFiles, LayerTokens
 from sae_outliers.centering import get_centering
 from sae_outliers.config import RunConfig
@@ -116,8 +116,8 @@ class Job:
         self.cfg, self.layer, self.directory, self.tracker = cfg, layer, directory, tracker
         self.device = resolve_device(cfg.device)
         self.preprocess = get_preprocessing(cfg.preprocessing)
-        n_train = cfg.train.n_tokens if cfg.train.steps else 0
-        self.tokens = LayerTokens(LayerFiles(store_dir(cfg), layer), cfg.n_eval, n_train, cfg.special_tokens)
+        files = LayerFiles(store_dir(cfg), layer)
+        self.tokens = LayerTokens(files, cfg.n_eval, training_tokens(cfg), cfg.special_tokens)
 
     def run(self) -> Record:
         start = time.monotonic()
@@ -147,12 +147,16 @@ class Job:
     def measure_severity(self) -> Severity:
         plain = {name: Moments() for name in PREPROCESSINGS}
         special = {name: Moments() for name in PREPROCESSINGS}
+        seen = Moments(covariance=True)
         for rows, is_special in self.tokens.eval_rows():
+            ordinary = ~is_special.to(self.device)
             for name, preprocess in PREPROCESSINGS.items():
                 x = preprocess(rows.to(self.device))
                 special[name].update(x)
-                plain[name].update(x[~is_special.to(self.device)])
-        return Severity(moments(self.eval_tokens(), covariance=True), plain, special)
+                plain[name].update(x[ordinary])
+                if name == self.cfg.preprocessing:
+                    seen.update(x if self.cfg.special_tokens else x[ordinary])
+        return Severity(seen, plain, special)
 
     def new_sae(self, seen: Moments) -> SparseAutoencoder:
         sae_class = get_class(self.cfg.sae._target_)

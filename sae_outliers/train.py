@@ -30,7 +30,7 @@ class Trainer:
         self.sae, self.cfg, self.scale = sae, cfg, scale
         self.optimizer = torch.optim.Adam(sae.parameters(), lr=cfg.lr, fused=True)
         self.step = 0
-        self.loss: float | None = None  # of the last step
+        self.loss: Tensor | None = None  # of the last step; on the device, for reading it waits for the step
         self.last_fired = torch.zeros(sae.n_features, dtype=torch.int64, device=sae.W_dec.device)  # in tokens
 
     @property
@@ -55,8 +55,12 @@ class Trainer:
         self.optimizer.step()
         self.sae.normalize_decoder()
         self.step += 1
-        self.last_fired[output.fired] = self.tokens
-        self.loss = output.loss.item()
+        self.last_fired.masked_fill_(output.fired, self.tokens)
+        self.loss = output.loss.detach()
+
+    def last_loss(self) -> float | None:
+        """The loss of the last step; None before the first."""
+        return None if self.loss is None else self.loss.item()
 
     def dead_pct_window(self) -> float | None:
         """Percent of features that did not fire in the last `dead_window` training tokens; None before there are."""
@@ -70,7 +74,7 @@ class Trainer:
         for name, p in self.sae.named_parameters():
             for key, value in self.optimizer.state.get(p, {}).items():
                 tensors[f"adam.{name}.{key}"] = value
-        state = {"step": json.dumps(self.step), "loss": json.dumps(self.loss)}
+        state = {"step": json.dumps(self.step), "loss": json.dumps(self.last_loss())}
         with written_whole(path) as beside:
             save_file({k: v.contiguous() for k, v in tensors.items()}, beside, metadata=state)
 
@@ -78,8 +82,9 @@ class Trainer:
     def load(self, path: Path) -> None:
         device = str(self.sae.W_dec.device)
         with safe_open(path, framework="pt", device=device) as file:
-            self.step, self.loss = (json.loads(file.metadata()[key]) for key in ("step", "loss"))
+            self.step, loss = (json.loads(file.metadata()[key]) for key in ("step", "loss"))
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        self.loss = None if loss is None else torch.tensor(loss, device=device)
         self.last_fired = tensors["last_fired"]
         for name, p in self.sae.named_parameters():
             p.copy_(tensors[f"sae.{name}"])
@@ -119,7 +124,7 @@ def _loop(
             point = {
                 "step": trainer.step,
                 "tokens": trainer.tokens,
-                "loss": trainer.loss,
+                "loss": trainer.last_loss(),
                 "lr": trainer.learning_rate(),
             }
             metrics.write(point | measure() | {"dead_pct_window": trainer.dead_pct_window()})

@@ -4,13 +4,29 @@ import sys
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hydra import compose, initialize_config_dir
 
 import sae_outliers.models  # noqa: F401 - first, for it makes torchvision importable to transformers
+from sae_outliers.config import register
 
 ROOT = Path(__file__).parent.parent
+CONF = ROOT / "conf"
 Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def composed(*overrides: str) -> Any:
+    """The config that the command line `overrides` gives."""
+    register()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("config", list(overrides))
+
+
+def needs(module: str) -> pytest.MarkDecorator:
+    """Skip a test where a package is not installed."""
+    return pytest.mark.skipif(find_spec(module) is None, reason=f"{module} is not installed: run `make weights`")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

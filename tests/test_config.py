@@ -1,29 +1,21 @@
 """Every yaml composes, names things that exist, and a misspelt key is refused."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra import compose, initialize_config_dir
 from hydra.errors import ConfigCompositionException
 from hydra.utils import get_method
 
-from sae_outliers.config import check, register
+from sae_outliers.config import check
 from sae_outliers.layers import resolve_layers
+from tests.conftest import CONF, composed
 
-CONF = Path(__file__).parent.parent / "conf"
 GROUPS = ("model", "data", "sae", "centering", "train", "tracker", "experiment")
 
 
 def options(group: str) -> list[str]:
     return [str(path.relative_to(CONF / group).with_suffix("")) for path in sorted((CONF / group).rglob("*.yaml"))]
-
-
-def composed(*overrides: str) -> Any:
-    register()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("config", list(overrides))
 
 
 def targets(node: Any) -> Iterator[str]:

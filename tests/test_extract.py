@@ -6,17 +6,16 @@ from typing import Any
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
 from sae_outliers.activations import extract as extraction
 from sae_outliers.activations.capture import capture
 from sae_outliers.activations.extract import extract, store_dir, token_rows
 from sae_outliers.activations.store import LayerFiles, LayerTokens
-from sae_outliers.config import RunConfig, register
+from sae_outliers.config import RunConfig
 from sae_outliers.models.backbone import Batch
+from tests.conftest import composed
 
-CONF = str(Path(__file__).parent.parent / "conf")
 TEXTS = [
     "A sparse autoencoder learns a dictionary of directions. " * 20,
     "Outlier dimensions have a mean that is large beside their variation. " * 12,
@@ -24,17 +23,13 @@ TEXTS = [
 
 
 def config(tmp_path: Path, *overrides: str) -> RunConfig:
-    register()
-    with initialize_config_dir(CONF, version_base="1.3"):
-        arguments = ["model=offline/minilm", "train=none", f"results_dir={tmp_path}", *overrides]
-        return compose("config", arguments)  # type: ignore[return-value]
+    cfg: RunConfig = composed("model=offline/minilm", "train=none", f"results_dir={tmp_path}", *overrides)
+    return cfg
 
 
 @pytest.fixture(scope="module")
 def minilm() -> Any:
-    register()
-    with initialize_config_dir(CONF, version_base="1.3"):
-        return instantiate(compose("config", ["model=offline/minilm"]).model.loader)
+    return instantiate(composed("model=offline/minilm").model.loader)
 
 
 @pytest.mark.weights
@@ -90,7 +85,7 @@ def test_an_interrupted_extraction_goes_on_and_gives_the_same_bytes(
     with pytest.raises(KeyboardInterrupt):
         extract(cut, [1, 2])
     monkeypatch.undo()
-    assert 0 < LayerFiles(store_dir(cut), 2).tokens() < 3000
+    assert 0 < LayerFiles(store_dir(cut), 2).extent().tokens < 3000
     extract(cut, [1, 2])
     for layer in (1, 2):
         one, other = LayerFiles(store_dir(whole), layer), LayerFiles(store_dir(cut), layer)

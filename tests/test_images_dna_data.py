@@ -6,13 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hydra import compose, initialize_config_dir
 from PIL import Image
 
-from sae_outliers.config import register
 from sae_outliers.data import dna, images
+from tests.conftest import composed
 
-CONF = Path(__file__).resolve().parents[1] / "conf"
 needs_photographs = pytest.mark.skipif(
     find_spec("skimage") is None or find_spec("sklearn") is None, reason="the photographs are not installed"
 )
@@ -138,8 +136,6 @@ def test_human_dna_is_as_long_as_its_records_say() -> None:
     ],
 )
 def test_models_compose_with_the_data_of_their_domain(model: str, domain: str, last_layer: int, data: str) -> None:
-    register()
-    with initialize_config_dir(str(CONF), version_base=None):
-        config = compose("config", [f"model=offline/{model}"])
+    config = composed(f"model=offline/{model}")
     assert (config.model.name, config.model.domain, config.model.last_layer) == (model, domain, last_layer)
     assert config.data.name == data

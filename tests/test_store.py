@@ -27,7 +27,7 @@ def test_appended_rows_come_back_without_special_ones_eval_first_and_training_af
     files = stored(tmp_path, 1000)
     tokens = LayerTokens(files, n_eval=300, n_train=200, special_tokens=False)
     ordinary = [i for i in range(1000) if i % 5]
-    assert files.tokens() == 800
+    assert files.extent().tokens == 800
     assert numbers(tokens.eval_chunks()) == ordinary[:300]
     epoch = list(islice(tokens.training_batches(20, seed=0), 10))
     assert sorted(numbers(epoch)) == ordinary[300:500]
@@ -65,8 +65,8 @@ def test_rows_that_a_killed_process_left_behind_the_extent_are_overwritten(tmp_p
     tokens = LayerTokens(files, n_eval=60, n_train=0, special_tokens=True)
     assert numbers(tokens.eval_chunks())[-1] == 59
     assert files.rows_path.stat().st_size == 76 * D * 4
-    assert files.extent().rows == 76  # type: ignore[union-attr]
-    assert files.batches() == 3
+    assert files.extent().rows == 76
+    assert files.extent().batches == 3
 
 
 def test_too_few_tokens_are_named(tmp_path: Path) -> None:

@@ -2,25 +2,18 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
-from sae_outliers.config import register
 from sae_outliers.data import protein, text
 from sae_outliers.data.protein import Germlines, Proteins
 from sae_outliers.data.text import PackagedText
+from tests.conftest import composed, needs
 
-CONF = Path(__file__).parents[1] / "conf"
 AMINO_ACIDS = set("ACDEFGHIKLMNPQRSTVWY")
-
-
-def needs(module: str) -> pytest.MarkDecorator:
-    return pytest.mark.skipif(find_spec(module) is None, reason=f"no {module}: run `make weights`")
 
 
 SOURCES = [
@@ -107,9 +100,7 @@ def test_proteins_are_a_genome() -> None:
 
 @pytest.mark.parametrize("model", ["smollm2", "minilm", "antiberty", "sapiens"])
 def test_each_model_composes_with_data_of_its_domain(model: str) -> None:
-    register()
-    with initialize_config_dir(str(CONF), version_base=None):
-        config = compose("config", overrides=[f"model=offline/{model}", "tracker=wandb"])
+    config = composed(f"model=offline/{model}", "tracker=wandb")
     assert config.model.name == model
     assert (config.data.name == "text") == (config.model.domain == "language")
     assert callable(instantiate(config.data.source))

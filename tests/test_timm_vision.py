@@ -1,4 +1,3 @@
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +11,11 @@ from sae_outliers.data.images import packaged_photographs
 from sae_outliers.models import timm_vision, vision_weights
 from sae_outliers.models.backbone import Backbone, Batch
 from sae_outliers.packages import cache_folder, converted, package_folder
+from tests.conftest import needs
 
 import timm  # isort: skip  # importable beside a CPU torch only after sae_outliers.models
 
 SMALL: dict[str, Any] = {"embed_dim": 24, "depth": 3, "num_heads": 2, "img_size": 32, "patch_size": 8}
-
-
-def needs(module: str) -> pytest.MarkDecorator:
-    return pytest.mark.skipif(find_spec(module) is None, reason=f"{module} is not installed")
 
 
 def saved(tmp_path: Path, architecture: str, **options: Any) -> Path:

@@ -38,8 +38,13 @@ def store_dir(cfg: RunConfig) -> Path:
     return Path(cfg.results_dir) / "activations" / f"{cfg.model.name}-{digest(identity)}"
 
 
+def training_tokens(cfg: RunConfig) -> int:
+    """Tokens to store for training; none for a run that does not train."""
+    return cfg.train.n_tokens if cfg.train.steps else 0
+
+
 def tokens_wanted(cfg: RunConfig) -> int:
-    return cfg.n_eval + (cfg.train.n_tokens if cfg.train.steps else 0)
+    return cfg.n_eval + training_tokens(cfg)
 
 
 def extract(cfg: RunConfig, layers: Sequence[int]) -> None:
@@ -53,7 +58,7 @@ def extract(cfg: RunConfig, layers: Sequence[int]) -> None:
     directory = store_dir(cfg)
     directory.mkdir(parents=True, exist_ok=True)
     with FileLock(directory / ".lock"):
-        lacking = [layer for layer in layers if LayerFiles(directory, layer).tokens() < tokens_wanted(cfg)]
+        lacking = [layer for layer in layers if LayerFiles(directory, layer).extent().tokens < tokens_wanted(cfg)]
         if not lacking:
             return
         write_json(directory / "store.json", store_identity(cfg))
@@ -62,7 +67,7 @@ def extract(cfg: RunConfig, layers: Sequence[int]) -> None:
         backbone.module.eval().to(device)
 
         def batches_done(layer: int) -> int:
-            return LayerFiles(directory, layer).batches()
+            return LayerFiles(directory, layer).extent().batches
 
         for done, group in groupby(sorted(lacking, key=batches_done), key=batches_done):
             _extract_from(cfg, backbone, {layer: LayerFiles(directory, layer) for layer in group}, done, device)
@@ -75,16 +80,18 @@ def _extract_from(
     wanted = tokens_wanted(cfg)
     first = next(iter(files.values()))
     with Progress(f"{cfg.model.name}: activations of {len(files)} layer(s)", wanted, "tokens") as progress:
-        progress.update(first.tokens())
+        stored = first.extent().tokens
+        progress.update(stored)
         for number, batch in _stream(cfg, backbone, done):
             hidden = capture(backbone, batch.to(device), files)
             for layer, output in hidden.items():
                 files[layer].append(*token_rows(output, batch, cfg.data.tokens_per_item, (cfg.seed, number)), 1)
-            progress.update(first.tokens())
-            if first.tokens() >= wanted:
+            stored = first.extent().tokens
+            progress.update(stored)
+            if stored >= wanted:
                 return
     raise ValueError(
-        f"data={cfg.data.name} has only {first.tokens()} tokens for {cfg.model.name}, but n_eval and train.n_tokens "
+        f"data={cfg.data.name} has only {stored} tokens for {cfg.model.name}, but n_eval and train.n_tokens "
         f"ask for {wanted}: lower them or name larger data"
     )
 

@@ -23,9 +23,9 @@ EVAL_ROWS = 4096  # rows of a chunk of evaluation tokens
 
 @dataclass(frozen=True)
 class LayerExtent:
-    """What is validly stored of a layer."""
+    """What is validly stored of a layer; by default nothing."""
 
-    d_model: int
+    d_model: int = 0
     rows: int = 0
     tokens: int = 0  # rows that are not special
     batches: int = 0  # batches of the token stream that the rows come from
@@ -39,27 +39,19 @@ class LayerFiles:
         self.special_path = directory / f"layer_{layer:02d}.special.u1"
         self.extent_path = directory / f"layer_{layer:02d}.json"
 
-    def extent(self) -> LayerExtent | None:
-        """What is stored, or None if nothing is."""
+    def extent(self) -> LayerExtent:
+        """What is stored, as the file says now."""
         if not self.extent_path.is_file():
-            return None
+            return LayerExtent()
         return LayerExtent(**json.loads(self.extent_path.read_text()))
-
-    def tokens(self) -> int:
-        extent = self.extent()
-        return extent.tokens if extent else 0
-
-    def batches(self) -> int:
-        extent = self.extent()
-        return extent.batches if extent else 0
 
     def append(self, rows: Tensor, special: Tensor, batches: int) -> None:
         """Add rows [n, d_model] with their flags (bool [n]), which come from the next `batches` batches."""
-        extent = self.extent() or LayerExtent(rows.shape[1])
+        extent = self.extent()
         _append(self.rows_path, rows.contiguous().cpu().numpy().astype("<f4", copy=False), extent.rows)
         _append(self.special_path, special.cpu().numpy().astype("u1"), extent.rows)
         ordinary = int((~special).sum())
-        grown = LayerExtent(extent.d_model, extent.rows + len(rows), extent.tokens + ordinary, extent.batches + batches)
+        grown = LayerExtent(rows.shape[1], extent.rows + len(rows), extent.tokens + ordinary, extent.batches + batches)
         write_json(self.extent_path, asdict(grown))
 
 
@@ -85,7 +77,7 @@ class LayerTokens:
 
     def __init__(self, files: LayerFiles, n_eval: int, n_train: int, special_tokens: bool) -> None:
         extent = files.extent()
-        if extent is None:
+        if extent.rows == 0:
             raise ValueError(f"no activations are stored at {files.rows_path}")
         self.d_model = extent.d_model
         self._rows = np.memmap(files.rows_path, dtype="<f4", mode="r", shape=(extent.rows, extent.d_model))

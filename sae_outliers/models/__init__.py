@@ -1,6 +1,6 @@
 """Pretrained networks: one module per way of loading. Each `load` returns a `Backbone`."""
 
-import torch
+from torch import library
 
 
 def _make_torchvision_importable() -> None:
@@ -21,5 +21,5 @@ def _make_torchvision_importable() -> None:
         pass  # no torchvision: transformers does without, and timm says what it needs
 
 
-_OPERATORS = torch.library.Library("torchvision", "FRAGMENT")  # a definition lives as long as this object
+_OPERATORS = library.Library("torchvision", "FRAGMENT")  # a definition lives as long as this object
 _make_torchvision_importable()
