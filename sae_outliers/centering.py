@@ -73,7 +73,7 @@ def layernorm_center(m: Moments) -> Affine:
     return Affine(m.mean.float(), projection, projection.clone())
 
 
-# geometric_median leaves the activations as they are: it is the initial b_dec of the SAE (see job.py)
+# geometric_median leaves the activations as they are: its config sets init.b_dec
 CENTERINGS: dict[str, Callable[[Moments], Affine]] = {
     "off": off,
     "on": on,

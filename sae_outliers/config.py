@@ -1,5 +1,7 @@
 """The typed schema of conf/: a misspelt or mistyped key is an error when the config is composed."""
 
+import shlex
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +24,7 @@ class DataConfig:
     source: dict[str, Any] = MISSING  # _target_ and arguments; called with a seed, it yields documents
     batch_size: int = MISSING  # items per forward pass
     tokens_per_item: int | None = None  # at most so many tokens of an item, drawn at random; null: all
+    rescale_mean: float | None = None  # scale the mean of the preprocessed tokens so that γ is this; null: as it is
 
 
 @dataclass
@@ -29,8 +32,33 @@ class SaeConfig:
     name: str = MISSING
     _target_: str = MISSING  # a sae.autoencoder.SparseAutoencoder
     n_features: int = 8192
-    k: int = 64  # active features per token; for sae=relu only the k of the dead-by-TopK measurement
-    l1: float = 0.0  # sparsity penalty of sae=relu, per unit of mean |feature| sum; 0 for topk
+    k: int = 64  # active features per token; for relu, gated and jumprelu only the k of the dead-by-TopK measurement
+    # options of some types; null where the type has none
+    sparsity: float | None = None  # relu, gated, jumprelu: weight of the sparsity penalty
+    decoder_norm_weighted: bool | None = None  # relu: weigh the penalty by decoder norms, and leave these free
+    bandwidth: float | None = None  # jumprelu: width of the pseudo-derivatives
+    prefixes: list[float] | None = None  # matryoshka: ascending fractions of n_features
+
+
+@dataclass
+class InitConfig:
+    name: str = MISSING  # random, active_subspace or datapoint
+    b_dec: str = "zeros"  # zeros, mean or geometric_median
+    rank: int | None = None  # active_subspace: principal axes; null: the effective rank
+    blend: float = 0.8  # datapoint: share of the token's direction
+
+
+@dataclass
+class RevivalConfig:
+    name: str = MISSING
+    _target_: str = MISSING  # a revival.Revival
+    # options of some revivals; null where it has none
+    alpha: float | None = None  # auxk: weight of its loss
+    k_aux: int | None = None  # auxk: dead features per token; null: the power of two nearest to d_model / 2
+    coefficient: float | None = None  # preact_loss: weight of its loss
+    every: int | None = None  # resample: steps
+    until: int | None = None  # resample: last step
+    encoder_norm: float | None = None  # resample: beside the mean norm of the others
 
 
 @dataclass
@@ -63,18 +91,34 @@ class RunConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     sae: SaeConfig = field(default_factory=SaeConfig)
+    init: InitConfig = field(default_factory=InitConfig)
+    revival: RevivalConfig = field(default_factory=RevivalConfig)
     centering: CenteringConfig = field(default_factory=CenteringConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
     layer: Any = MISSING  # a number, a list of numbers, `middle` or `all`
     preprocessing: str = "postln"  # postln (the paper's) or raw
+    precision: str = "float32"  # bf16_select (sae=topk): a product in bfloat16 names the candidates for the k largest
     special_tokens: bool = False  # whether BOS, CLS and the like are among the SAE's tokens
     n_eval: int = 20_000  # tokens on which severity and fates are measured
-    seed: int = 0  # data order, SAE initialisation and training order
+    seed: int = 0  # data order and training order, and the SAE's unless sae_seed is given
+    sae_seed: int | None = None  # SAE initialisation; null: seed
+    variants: list[str] = field(default_factory=list)  # overrides, one string a run: trained side by side on one stream
     device: str = "auto"  # auto, cpu, cuda, cuda:1, ...
     task: str = "run"  # run, or extract: only store the activations
     results_dir: str = "results"
     group: str | None = None  # W&B group; the sweep's name in a sweep
+
+
+def options_of(cfg: SaeConfig | RevivalConfig) -> dict[str, Any]:
+    """What a type's own constructor is given: all that is set, but for the names."""
+    options: dict[str, Any] = OmegaConf.to_container(cfg)  # type: ignore[assignment]
+    return {key: value for key, value in options.items() if key not in ("name", "_target_") and value is not None}
+
+
+def expand(cfg: RunConfig, compose: Callable[[list[str]], RunConfig]) -> list[RunConfig]:
+    """The config of each of `cfg.variants`, which `compose` makes of its overrides; `cfg` where there are none."""
+    return [compose(shlex.split(variant)) for variant in cfg.variants] or [cfg]
 
 
 LEAST = {
@@ -98,6 +142,10 @@ def check(cfg: RunConfig) -> None:
             raise ValueError(f"{option}={value} must be at least {least}")
     if cfg.task not in ("run", "extract"):
         raise ValueError(f"task={cfg.task} does not exist: use run or extract")
+    if cfg.precision != "float32" and cfg.sae.name != "topk":
+        raise ValueError(f"precision={cfg.precision} is for sae=topk, not for sae={cfg.sae.name}: use float32")
+    if cfg.data.rescale_mean is not None and cfg.data.rescale_mean <= 0:
+        raise ValueError(f"data.rescale_mean={cfg.data.rescale_mean} is a γ and must be above 0")
     if not 0 < cfg.sae.k <= cfg.sae.n_features:
         raise ValueError(f"sae.k={cfg.sae.k} must lie between 1 and sae.n_features={cfg.sae.n_features}")
 

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sae_outliers.sae.kernels import largest
+
 
 class Fate(IntEnum):
     ALIVE = 0
@@ -31,7 +33,7 @@ class FateCounter:
         """Take in pre-activations [tokens, n_features]."""
         self.n_tokens += len(pre)
         self.highest = torch.maximum(self.highest, pre.amax(0))
-        values, indices = pre.topk(self.k, dim=1, sorted=False)
+        values, indices = largest(pre, self.k)
         self.selected += torch.bincount(indices[values > 0], minlength=len(self.selected))
 
     @property

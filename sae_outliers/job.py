@@ -1,8 +1,10 @@
 """One layer of one model under one condition, from stored activations to the record."""
 
+import json
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,29 +17,32 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from sae_outliers import theory
-from sae_outliers.activations.extract import extract, store_dir, training_tokens
+from sae_outliers.activations.extract import extract, store_dir, tokens_wanted, training_tokens
 from sae_outliers.activations.store import LayerFiles, LayerTokens
 from sae_outliers.centering import get_centering
-from sae_outliers.config import RunConfig
+from sae_outliers.config import RunConfig, options_of
 from sae_outliers.device import resolve_device
-from sae_outliers.evaluate import Evaluation, count_fates, evaluate
+from sae_outliers.evaluate import Evaluation, compare_selection, count_fates, evaluate
 from sae_outliers.fates import FateCounter, alignment
 from sae_outliers.files import digest, written_whole
+from sae_outliers.initialise import initialise
 from sae_outliers.metrics import MetricsFile, Point
 from sae_outliers.preprocessing import PREPROCESSINGS, get_preprocessing
 from sae_outliers.provenance import device_name, git_commit, peak_memory_mb, versions
 from sae_outliers.records import SCHEMA_VERSION, Record, is_finished, run_dir, write_record
 from sae_outliers.sae.autoencoder import SparseAutoencoder
 from sae_outliers.sae.folding import folded_encoder, save_sae
-from sae_outliers.severity import Moments, effective_rank, geometric_median, moments, outlier_dims
+from sae_outliers.sae.topk import TopK
+from sae_outliers.severity import Moments, effective_rank, moments, outlier_dims
 from sae_outliers.tracking import Tracker, start_tracker
-from sae_outliers.train import Trainer, train
+from sae_outliers.train import Member, Trainer, train
 
 log = logging.getLogger(__name__)
 
 CHECKPOINT = "checkpoint.safetensors"  # there only while a job is under way
 
 FINAL_COLUMNS = (
+    "dead_pct_final",
     "dead_pct_final_topk",
     "dead_pct_final_relu",
     "dead_pct_final_window",
@@ -47,8 +52,12 @@ FINAL_COLUMNS = (
     "b_dec_cos",
 )
 
+SELECTION_COLUMNS = ("select_pct_changed", "select_pct_tokens_changed", "select_fvu_change")
+
 # they say where a run happens and how it is watched, not what comes out of it
-NOT_IDENTITY = ("results_dir", "device", "tracker", "group", "task", "layer")
+NOT_IDENTITY = ("results_dir", "device", "tracker", "group", "task", "layer", "variants")
+# they say nothing about an SAE that is not trained
+OF_TRAINING = ("train", "revival", "precision")
 
 
 def run_id(cfg: RunConfig, layer: int) -> str:
@@ -59,40 +68,94 @@ def run_id(cfg: RunConfig, layer: int) -> str:
     for key in ("first_layer", "last_layer"):
         identity["model"].pop(key)
     identity["train"].pop("checkpoint_every")
+    identity["sae_seed"] = sae_seed(cfg)
     if cfg.train.steps == 0:
-        identity.pop("train")
+        for key in OF_TRAINING:
+            identity.pop(key)
     return digest(identity | {"layer": layer, "schema": SCHEMA_VERSION})
+
+
+def sae_seed(cfg: RunConfig) -> int:
+    return cfg.seed if cfg.sae_seed is None else cfg.sae_seed
 
 
 def directory_of(cfg: RunConfig, layer: int) -> Path:
     return run_dir(Path(cfg.results_dir), cfg.model.name, layer, run_id(cfg, layer))
 
 
-def run_layer(cfg: RunConfig, layer: int) -> Path:
-    """Run one job to its record, or recognise that it is finished; returns its folder, which then holds it.
+def run_layer(variants: Sequence[RunConfig], layer: int) -> list[Path]:
+    """Run one layer under each config to its record, or recognise those that are finished; returns their folders.
 
-    A job that was interrupted goes on from its checkpoint. Two processes never work on the same job: the second
-    waits and then finds it finished.
+    What is left trains side by side on one stream of batches. A job that was interrupted goes on from its checkpoint.
+    Two processes never work on the same job: the second waits and then finds it finished.
+
+    Raises:
+        ValueError: the configs do not share their stream of tokens.
     """
-    directory = directory_of(cfg, layer)
-    directory.mkdir(parents=True, exist_ok=True)
-    with FileLock(directory / ".lock"):
-        if is_finished(directory):
-            log.info("%s layer %d, centering %s: finished before", cfg.model.name, layer, cfg.centering.name)
-        else:
-            resolved = OmegaConf.to_yaml(OmegaConf.merge(cfg, {"layer": layer}), resolve=True)
-            (directory / "config.yaml").write_text(resolved)
-            extract(cfg, [layer])
-            tracker = start_tracker(cfg, layer, directory.name)
-            try:
-                record = Job(cfg, layer, directory, tracker).run()
-                write_record(directory, record)
-            except BaseException:
-                tracker.finish({}, exit_code=1)
-                raise
-            (directory / CHECKPOINT).unlink(missing_ok=True)
-            tracker.finish({k: v for k, v in vars(record).items() if isinstance(v, int | float)})
-    return directory
+    check_one_stream(variants)
+    directories = {directory_of(cfg, layer): cfg for cfg in variants}
+    with ExitStack() as locked:
+        for directory in sorted(directories):  # in one order everywhere, so that no two processes wait for each other
+            directory.mkdir(parents=True, exist_ok=True)
+            locked.enter_context(FileLock(directory / ".lock"))
+        left = {directory: cfg for directory, cfg in directories.items() if not is_finished(directory)}
+        for directory in directories.keys() - left.keys():
+            log.info("%s: finished before", directory)
+        if left:
+            run_side_by_side(left, layer)
+    return list(directories)
+
+
+def run_side_by_side(configs: Mapping[Path, RunConfig], layer: int) -> None:
+    """Run a layer under each config, whose folder is given, to its record."""
+    start = time.monotonic()
+    for directory, cfg in configs.items():
+        resolved = OmegaConf.to_yaml(OmegaConf.merge(cfg, {"layer": layer, "variants": []}), resolve=True)
+        (directory / "config.yaml").write_text(resolved)
+    first = next(iter(configs.values()))
+    extract(first, [layer])
+    data = LayerData(first, layer)
+    jobs: list[Job] = []
+    try:
+        for directory, cfg in configs.items():
+            jobs.append(Job(cfg, layer, directory, start_tracker(cfg, layer, directory.name), data))
+            jobs[-1].prepare()
+        train_all(jobs, data)
+        while jobs:
+            record = jobs[0].finish(len(configs), time.monotonic() - start)
+            write_record(jobs[0].directory, record)
+            (jobs[0].directory / CHECKPOINT).unlink(missing_ok=True)
+            jobs.pop(0).tracker.finish({k: v for k, v in vars(record).items() if isinstance(v, int | float)})
+    except BaseException:
+        for job in jobs:
+            job.tracker.finish({}, exit_code=1)
+        raise
+
+
+def train_all(jobs: "Sequence[Job]", data: "LayerData") -> None:
+    """Train the SAEs of all jobs that train, and write their curves."""
+    stack = [job for job in jobs if job.cfg.train.steps]
+    if not stack:
+        return
+    title = f"{data.cfg.model.name} layer {stack[0].layer}: " + ", ".join(job.condition() for job in stack)
+    train([job.member() for job in stack], data.training_batches, title)
+    for job in stack:
+        with written_whole(job.directory / "curves.parquet") as beside:
+            job.metrics.curves().to_parquet(beside, index=False)
+
+
+ONE_STREAM = ("n_eval", "seed", "special_tokens", "preprocessing", "device", "train.batch_size")
+
+
+def check_one_stream(variants: Sequence[RunConfig]) -> None:
+    """Raises ValueError where configs that are to train side by side differ in what they read."""
+    for option in ONE_STREAM:
+        values = {OmegaConf.select(cfg, option) for cfg in variants}  # type: ignore[arg-type]
+        if len(values) > 1:
+            shown = " and ".join(sorted(map(str, values)))
+            raise ValueError(f"variants must share {option}, but have {shown}: run them apart")
+    if len({(store_dir(cfg), tokens_wanted(cfg)) for cfg in variants}) > 1:
+        raise ValueError("variants must share model, data and train.n_tokens: run them apart")
 
 
 @dataclass
@@ -109,40 +172,25 @@ class Severity:
     special: dict[str, Moments]
 
 
-class Job:
-    """The steps of one job, which share its tokens, centering and SAE; the order is that of `run`."""
+class LayerData:
+    """A layer's tokens and their severity, which all variants of a run share."""
 
-    def __init__(self, cfg: RunConfig, layer: int, directory: Path, tracker: Tracker) -> None:
-        self.cfg, self.layer, self.directory, self.tracker = cfg, layer, directory, tracker
+    def __init__(self, cfg: RunConfig, layer: int) -> None:
+        self.cfg = cfg
         self.device = resolve_device(cfg.device)
         self.preprocess = get_preprocessing(cfg.preprocessing)
         files = LayerFiles(store_dir(cfg), layer)
         self.tokens = LayerTokens(files, cfg.n_eval, training_tokens(cfg), cfg.special_tokens)
-
-    def run(self) -> Record:
-        start = time.monotonic()
-        severity = self.measure_severity()
-        self.mean, self.variance = severity.seen.mean.float(), severity.seen.variance.sum().item()
-        self.centering = get_centering(self.cfg.centering.name, severity.seen)
-        self.sae = self.new_sae(severity.seen)
-        sae_input = self.moments_of_sae_input()
-        initial, initial_alignment = count_fates(self.sae, self.centering, self.eval_tokens()), self.alignment()
-        dead_pct_window = self.train(scale=sae_input.variance.sum().sqrt().item())
-        final = self.evaluate() if self.cfg.train.steps else None
-        features = feature_columns("init", initial, initial_alignment)
-        if final:
-            features |= feature_columns("final", final.fates, self.alignment())
-        self.write_features(features)
-        columns = self.identity_columns() | self.severity_columns(severity) | {"gamma_sae_input": sae_input.gamma}
-        columns |= self.initial_columns(initial, initial_alignment, sae_input.gamma)
-        columns |= self.final_columns(final, dead_pct_window)
-        if self.cfg.train.steps:  # an untrained SAE follows from its seed
-            save_sae(self.directory / "sae.safetensors", self.sae, self.centering, columns)
-        return Record(**columns, **self.provenance_columns(time.monotonic() - start))
+        self.severity = self.measure_severity()
 
     def eval_tokens(self) -> Iterator[Tensor]:
-        """The preprocessed evaluation tokens that the SAE sees, before centering."""
+        """The preprocessed evaluation tokens, in chunks [tokens, d_model]."""
         return (self.preprocess(x.to(self.device)) for x in self.tokens.eval_chunks())
+
+    def training_batches(self, start: int) -> Iterator[Tensor]:
+        """Preprocessed batches [batch_size, d_model], from step `start` on."""
+        batches = self.tokens.training_batches(self.cfg.train.batch_size, self.cfg.seed, start)
+        return (self.preprocess(x.to(self.device)) for x in batches)
 
     def measure_severity(self) -> Severity:
         plain = {name: Moments() for name in PREPROCESSINGS}
@@ -158,55 +206,82 @@ class Job:
                     seen.update(x if self.cfg.special_tokens else x[ordinary])
         return Severity(seen, plain, special)
 
-    def new_sae(self, seen: Moments) -> SparseAutoencoder:
-        sae_class = get_class(self.cfg.sae._target_)
-        d_model = self.tokens.d_model
-        sae: SparseAutoencoder = sae_class(
-            d_model, self.cfg.sae.n_features, self.cfg.sae.k, self.cfg.sae.l1, self.cfg.seed
+
+class Job:
+    """One run of a layer: prepare, train, finish; its methods stand in that order."""
+
+    def __init__(self, cfg: RunConfig, layer: int, directory: Path, tracker: Tracker, data: LayerData) -> None:
+        self.cfg, self.layer, self.directory, self.tracker, self.data = cfg, layer, directory, tracker, data
+
+    def condition(self) -> str:
+        cfg = self.cfg
+        return f"{cfg.sae.name} {cfg.centering.name}" + ("" if cfg.revival.name == "none" else f" {cfg.revival.name}")
+
+    def prepare(self) -> None:
+        """Centering, the SAE and its fates at initialisation."""
+        self.seen = self.data.severity.seen
+        self.shift: Tensor | None = None
+        if self.cfg.data.rescale_mean is not None:
+            shift = (self.cfg.data.rescale_mean / self.seen.gamma - 1) * self.seen.mean
+            self.seen, self.shift = self.seen.shifted(shift), shift.float()
+        self.mean, self.variance = self.seen.mean.float(), self.seen.variance.sum().item()
+        self.centering = get_centering(self.cfg.centering.name, self.seen)
+        self.sae_input = moments(map(self.see, self.data.eval_tokens()), covariance=True)
+        self.sae = self.new_sae()
+        # of what the encoder multiplies
+        off_center = self.sae_input.mean - self.sae.b_dec.detach()
+        self.gamma_sae_input = (off_center.norm() / self.sae_input.variance.sum().sqrt()).item()
+        self.initial, self.initial_alignment = self.count_fates(), self.alignment()
+        self.metrics = MetricsFile(self.directory / "metrics.jsonl", self.tracker.log)
+        self.trainer = Trainer(
+            self.sae, self.cfg.train, get_class(self.cfg.revival._target_)(**options_of(self.cfg.revival))
         )
-        if self.cfg.centering.name == "geometric_median":
-            sae.b_dec.data = geometric_median(self.eval_tokens, seen.mean).float()
-        return sae.to(self.device)
 
-    def moments_of_sae_input(self) -> Moments:
-        """Of what the encoder multiplies: after preprocessing, centering and the initial b_dec."""
-        return moments(self.centering.apply(x) - self.sae.b_dec.detach() for x in self.eval_tokens())
+    def plant(self, x: Tensor) -> Tensor:
+        """Preprocessed tokens, their mean rescaled where the config asks for it."""
+        return x if self.shift is None else x + self.shift
 
-    def evaluate(self) -> Evaluation:
-        return evaluate(self.sae, self.centering, self.eval_tokens(), self.variance)
+    def see(self, x: Tensor) -> Tensor:
+        """What the SAE sees of preprocessed tokens [tokens, d_model]."""
+        return self.centering.apply(self.plant(x))
+
+    def eval_tokens(self) -> Iterator[Tensor]:
+        """The evaluation tokens before centering."""
+        return map(self.plant, self.data.eval_tokens())
+
+    def new_sae(self) -> SparseAutoencoder:
+        cfg = self.cfg
+        kind: type[SparseAutoencoder] = get_class(cfg.sae._target_)
+        options = options_of(cfg.sae) | ({} if cfg.precision == "float32" else {"precision": cfg.precision})
+        scale = self.sae_input.variance.sum().sqrt().item()
+        sae = kind(self.data.tokens.d_model, scale=scale, seed=sae_seed(cfg), **options).to(self.data.device)
+        initialise(sae, cfg.init, lambda: map(self.see, self.data.eval_tokens()), self.sae_input, sae_seed(cfg))
+        return sae
+
+    def count_fates(self) -> FateCounter:
+        return count_fates(self.sae, self.centering, self.eval_tokens())
 
     def alignment(self) -> Tensor:
         """cos(encoder direction, μ) of each feature, both in the space of the preprocessed activations."""
         return alignment(folded_encoder(self.sae, self.centering), self.mean)
 
-    def train(self, scale: float) -> float | None:
-        """Train to the end and write the curves; the percentage of features not fired in the last window, if known."""
-        cfg = self.cfg.train
-        if cfg.steps == 0:
-            return None
-        metrics = MetricsFile(self.directory / "metrics.jsonl", self.tracker.log)
-        trainer = Trainer(self.sae, cfg, scale)
-        title = f"{self.cfg.model.name} layer {self.layer} {self.cfg.sae.name} centering {self.cfg.centering.name}"
-        checkpoint = self.directory / CHECKPOINT
-        train(trainer, self.training_batches, self.measure, metrics, checkpoint, title)
-        with written_whole(self.directory / "curves.parquet") as beside:
-            metrics.curves().to_parquet(beside, index=False)
-        return trainer.dead_pct_window()
-
-    def training_batches(self, start: int) -> Iterator[Tensor]:
-        batches = self.tokens.training_batches(self.cfg.train.batch_size, self.cfg.seed, start)
-        return (self.centering.apply(self.preprocess(x.to(self.device))) for x in batches)
+    def member(self) -> Member:
+        return Member(self.trainer, self.see, self.measure, self.metrics, self.directory / CHECKPOINT)
 
     def measure(self) -> Point:
         """The figures of a point of the death curves."""
         now = self.evaluate()
         return {
+            "dead_pct": now.dead_pct,
             "dead_pct_topk": now.fates.dead_pct_topk,
             "dead_pct_relu": now.fates.dead_pct_relu,
             "fvu": now.fvu,
             "l0": now.l0,
             **self.bias_figures(),
         }
+
+    def evaluate(self) -> Evaluation:
+        return evaluate(self.sae, self.centering, self.eval_tokens(), self.variance)
 
     def bias_figures(self) -> dict[str, float]:
         """How far the SAE's bias has come on its way to the mean; the centering's shift counts as part of the bias."""
@@ -215,6 +290,20 @@ class Job:
             "b_dec_distance": ((bias - self.mean).norm() / self.mean.norm()).item(),
             "b_dec_cos": F.cosine_similarity(bias, self.mean, dim=0).item(),
         }
+
+    def finish(self, side_by_side: int, seconds: float) -> Record:
+        """What the SAE is at the end, in the run's files, and the record to write."""
+        trained = self.cfg.train.steps > 0
+        final = self.evaluate() if trained else None
+        features = feature_columns("init", self.initial, self.initial_alignment)
+        if final:
+            features |= feature_columns("final", final.fates, self.alignment()) | {"active_final": final.active}
+        self.write_features(features)
+        columns = self.identity_columns() | self.severity_columns() | self.initial_columns()
+        columns |= self.final_columns(final) | self.selection_columns()
+        if trained:  # an untrained SAE follows from its seed
+            save_sae(self.directory / "sae.safetensors", self.sae, self.centering, columns)
+        return Record(**columns, **self.provenance_columns(seconds), side_by_side=side_by_side)
 
     def write_features(self, columns: dict[str, Tensor]) -> None:
         frame = pd.DataFrame({name: tensor.detach().cpu().numpy() for name, tensor in columns.items()})
@@ -230,6 +319,10 @@ class Job:
             "layer": self.layer,
             "last_layer": cfg.model.last_layer,
             "sae": cfg.sae.name,
+            "revival": cfg.revival.name,
+            "init": cfg.init.name,
+            "init_b_dec": cfg.init.b_dec,
+            "precision": cfg.precision,
             "centering": cfg.centering.name,
             "preprocessing": cfg.preprocessing,
             "special_tokens": cfg.special_tokens,
@@ -237,62 +330,77 @@ class Job:
             "n_features": cfg.sae.n_features,
             "k": cfg.sae.k,
             "seed": cfg.seed,
+            "sae_seed": sae_seed(self.cfg),
             "data": cfg.data.name,
             "train_steps": cfg.train.steps,
             "train_batch_size": cfg.train.batch_size,
-            "n_train": self.tokens.n_train,
+            "n_train": self.data.tokens.n_train,
             "lr": cfg.train.lr,
             "warmup_steps": cfg.train.warmup_steps,
             "decay_from": cfg.train.decay_from,
             "dead_window": cfg.train.dead_window,
-            "l1": cfg.sae.l1,
-            "d_model": self.tokens.d_model,
+            "sae_options": json.dumps({k: v for k, v in options_of(cfg.sae).items() if k not in ("n_features", "k")}),
+            "revival_options": json.dumps(options_of(cfg.revival)),
+            "planted_gamma": cfg.data.rescale_mean,
+            "d_model": self.data.tokens.d_model,
         }
 
-    def severity_columns(self, severity: Severity) -> dict[str, Any]:
-        seen = severity.special if self.cfg.special_tokens else severity.plain
+    def severity_columns(self) -> dict[str, Any]:
+        severity = self.data.severity
+        of_tokens = severity.special if self.cfg.special_tokens else severity.plain
+        planted = self.cfg.data.rescale_mean
         return {
-            "gamma": seen["postln"].gamma,
-            "gamma_raw": seen["raw"].gamma,
+            "gamma": of_tokens["postln"].gamma if planted is None else self.seen.gamma,
+            "gamma_raw": of_tokens["raw"].gamma,
             "gamma_without_special": severity.plain["postln"].gamma,
             "gamma_raw_without_special": severity.plain["raw"].gamma,
             "gamma_with_special": severity.special["postln"].gamma,
             "gamma_raw_with_special": severity.special["raw"].gamma,
-            "effective_rank": effective_rank(severity.seen.scatter),
-            "outlier_dims": [[dim.index, dim.ratio] for dim in outlier_dims(severity.seen)],
+            "effective_rank": effective_rank(self.seen.scatter),
+            "outlier_dims": [[dim.index, dim.ratio] for dim in outlier_dims(self.seen)],
+            "gamma_sae_input": self.gamma_sae_input,
         }
 
-    def initial_columns(self, initial: FateCounter, cosine: Tensor, gamma: float) -> dict[str, Any]:
+    def initial_columns(self) -> dict[str, Any]:
         n_eval, n_features, k = self.cfg.n_eval, self.cfg.sae.n_features, self.cfg.sae.k
-        dead = initial.selected == 0
+        gamma = self.gamma_sae_input
+        dead = self.initial.selected == 0
         return {
-            "dead_pct_init_topk": initial.dead_pct_topk,
-            "dead_pct_init_relu": initial.dead_pct_relu,
-            "alignment_dead_init": cosine[dead].mean().item() if dead.any() else None,
+            "dead_pct_init_topk": self.initial.dead_pct_topk,
+            "dead_pct_init_relu": self.initial.dead_pct_relu,
+            "alignment_dead_init": self.initial_alignment[dead].mean().item() if dead.any() else None,
             "theory_pct_topk": 100 * float(theory.dead_by_topk(gamma, n_eval, n_features, k)),
             "theory_pct_relu": 100 * float(theory.dead_by_relu(gamma, n_eval)),
             "theory_pct_topk_small_gamma": 100 * float(theory.dead_by_topk_small_gamma(gamma, n_eval, n_features, k)),
         }
 
-    def final_columns(self, final: Evaluation | None, dead_pct_window: float | None) -> dict[str, Any]:
+    def final_columns(self, final: Evaluation | None) -> dict[str, Any]:
         if final is None:
             return dict.fromkeys(FINAL_COLUMNS)
         figures = (
+            final.dead_pct,
             final.fates.dead_pct_topk,
             final.fates.dead_pct_relu,
-            dead_pct_window,
+            self.trainer.dead_pct_window(),
             final.fvu,
             final.l0,
         )
         return dict(zip(FINAL_COLUMNS, (*figures, *self.bias_figures().values()), strict=True))
 
+    def selection_columns(self) -> dict[str, Any]:
+        """With precision=bf16_select: what choosing by bfloat16 changes on the evaluation tokens."""
+        if not isinstance(self.sae, TopK) or self.sae.precision == "float32":
+            return dict.fromkeys(SELECTION_COLUMNS)
+        changed = compare_selection(self.sae, map(self.see, self.data.eval_tokens()))
+        return dict(zip(SELECTION_COLUMNS, changed, strict=True))
+
     def provenance_columns(self, seconds: float) -> dict[str, Any]:
         return {
             "git_commit": git_commit(),
-            "device": device_name(self.device),
+            "device": device_name(self.data.device),
             "versions": versions(),
             "seconds": round(seconds, 3),
-            "peak_memory_mb": round(peak_memory_mb(self.device), 1),
+            "peak_memory_mb": round(peak_memory_mb(self.data.device), 1),
         }
 
 

@@ -9,10 +9,10 @@ import pandas as pd
 
 from sae_outliers.files import write_json
 
-SCHEMA_VERSION = 1  # raised whenever a column changes its meaning
+SCHEMA_VERSION = 2  # raised whenever a column changes its meaning
 
 # What two records must share before their figures at initialisation may stand in one table ...
-INIT_SETTINGS = ("preprocessing", "special_tokens", "n_eval", "n_features", "k", "seed")
+INIT_SETTINGS = ("preprocessing", "special_tokens", "n_eval", "n_features", "k", "seed", "sae_seed", "init")
 # ... and what they must share besides, before their figures after training may.
 TRAIN_SETTINGS = (
     "train_steps",
@@ -22,8 +22,10 @@ TRAIN_SETTINGS = (
     "warmup_steps",
     "decay_from",
     "dead_window",
-    "l1",
+    "precision",
 )
+# An option belongs to a type: records of different types may differ in it.
+OPTIONS_OF = {"sae_options": "sae", "revival_options": "revival", "init_b_dec": "centering"}
 
 
 @dataclass
@@ -36,7 +38,8 @@ class Record:
     domain: str
     layer: int
     last_layer: int
-    sae: str  # topk, relu
+    sae: str  # topk, relu, batchtopk, ...
+    revival: str
     centering: str
     # settings
     preprocessing: str
@@ -44,7 +47,11 @@ class Record:
     n_eval: int
     n_features: int
     k: int
-    seed: int
+    seed: int  # of the data
+    sae_seed: int
+    init: str
+    init_b_dec: str
+    planted_gamma: float | None  # the mean was rescaled to this γ; None: as the network made it
     data: str
     train_steps: int
     train_batch_size: int
@@ -53,10 +60,12 @@ class Record:
     warmup_steps: int
     decay_from: float
     dead_window: int
-    l1: float
+    precision: str
+    sae_options: str  # JSON, as is the next
+    revival_options: str
     # severity of the activations, before centering
     d_model: int
-    gamma: float  # post-LN, on the tokens that the SAE sees: with special ones only if `special_tokens`
+    gamma: float  # post-LN (planted_gamma if there is one), on what the SAE sees: special tokens if `special_tokens`
     gamma_raw: float  # likewise, before LayerNorm
     gamma_without_special: float
     gamma_raw_without_special: float
@@ -73,6 +82,7 @@ class Record:
     theory_pct_relu: float
     theory_pct_topk_small_gamma: float
     # after training
+    dead_pct_final: float | None  # the SAE itself has them active on no evaluation token
     dead_pct_final_topk: float | None
     dead_pct_final_relu: float | None
     dead_pct_final_window: float | None  # not fired in the last `dead_window` training tokens
@@ -80,11 +90,16 @@ class Record:
     l0: float | None
     b_dec_distance: float | None  # ||b_dec - μ|| / ||μ||, both in the space of the preprocessed activations
     b_dec_cos: float | None
+    # precision=bf16_select beside float32, on the evaluation tokens
+    select_pct_changed: float | None  # selections
+    select_pct_tokens_changed: float | None
+    select_fvu_change: float | None
     # where
     git_commit: str
     device: str
     versions: dict[str, str]
-    seconds: float
+    seconds: float  # of all runs that were trained side by side, together
+    side_by_side: int
     peak_memory_mb: float
     schema_version: int = SCHEMA_VERSION
 
@@ -104,7 +119,8 @@ def read_record(directory: Path) -> Record:
 def describe(record: Record) -> str:
     """A record's main figures in a line."""
     parts = [
-        f"{record.model} layer {record.layer}, {record.sae}, centering={record.centering}: γ {record.gamma:.2f}",
+        f"{record.model} layer {record.layer}, {record.sae}, revival={record.revival}, "
+        f"centering={record.centering}: γ {record.gamma:.2f}",
         f"dead at initialisation by TopK {record.dead_pct_init_topk:.1f} %, by ReLU {record.dead_pct_init_relu:.1f} %",
     ]
     if record.dead_pct_final_topk is not None:

@@ -1,18 +1,20 @@
 """python -m sae_outliers.run model=offline/smollm2 layer=7 sae=topk centering=off
 
-One run: compose the config, then one job per layer in this process. With -m, the sweeper in launch/ makes one job per
-model, layer and condition.
+One run: compose the config, then one job per layer in this process. With `variants`, several runs of a layer train side
+by side. With -m, the sweeper in launch/ makes one job per model, layer and condition.
 """
 
 import logging
 import sys
+from collections.abc import Sequence
 
 import hydra
+from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
 from sae_outliers.activations.extract import extract
-from sae_outliers.config import RunConfig, check, register
+from sae_outliers.config import RunConfig, check, expand, register
 from sae_outliers.job import run_layer
 from sae_outliers.layers import resolve_layers
 from sae_outliers.records import describe, read_record
@@ -20,16 +22,22 @@ from sae_outliers.records import describe, read_record
 log = logging.getLogger(__name__)
 
 
-def run(cfg: RunConfig) -> None:
-    """All layers that the config names, from one forward pass."""
-    check(cfg)
+def run(cfg: RunConfig, variants: Sequence[RunConfig]) -> None:
+    """All layers that the config names, from one forward pass, each under all variants."""
+    for variant in (cfg, *variants):
+        check(variant)
     layers = resolve_layers(cfg.layer, cfg.model.first_layer, cfg.model.last_layer)
     extract(cfg, layers)
     if cfg.task == "extract":
         return
     for layer in layers:
-        directory = run_layer(cfg, layer)
-        log.info("%s; %s", describe(read_record(directory)), directory)
+        for directory in run_layer(variants, layer):
+            log.info("%s; %s", describe(read_record(directory)), directory)
+
+
+def composed_variants(cfg: RunConfig, overrides: Sequence[str]) -> list[RunConfig]:
+    """The config of each of `cfg.variants`, or `cfg` itself where there are none."""
+    return expand(cfg, lambda variant: compose("config", [*overrides, *variant]))  # type: ignore[arg-type, return-value]
 
 
 register()
@@ -37,10 +45,11 @@ register()
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="config")
 def main(cfg: RunConfig) -> None:
+    variants = composed_variants(cfg, HydraConfig.get().overrides.task)
     if HydraConfig.get().mode == RunMode.MULTIRUN:  # the sweep reports what a job raises
-        return run(cfg)
+        return run(cfg, variants)
     try:
-        run(cfg)
+        run(cfg, variants)
     except (ValueError, FileNotFoundError) as error:
         log.error("%s", error)
         sys.exit(1)

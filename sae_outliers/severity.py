@@ -43,6 +43,12 @@ class Moments:
         self.mean = self.mean + delta * (count / total)
         self.count = total
 
+    def shifted(self, shift: Tensor) -> "Moments":
+        """The moments of the same tokens with `shift` [d_model] added to each."""
+        result = Moments(self.covariance)
+        result.count, result.mean, result.scatter = self.count, self.mean + shift, self.scatter
+        return result
+
     @property
     def variance(self) -> Tensor:
         """Population variance of each dimension, [d_model]."""

@@ -18,11 +18,11 @@ class Task:
     overrides: tuple[str, ...]
     name: str
     store: Path
-    result: Path | None = None  # the run's folder; None for an extraction
+    results: tuple[Path, ...] = ()  # the folders of its runs; none for an extraction
 
     def is_done(self) -> bool:
-        """Whether a job's record is there. An extraction is done as far as anyone but its jobs can tell."""
-        return self.result is None or is_finished(self.result)
+        """Whether a job's records are there. An extraction is done as far as anyone but its jobs can tell."""
+        return all(is_finished(directory) for directory in self.results)
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class Plan:
     finished: int  # jobs that have a record already
 
 
-def plan(composed: Iterable[tuple[Sequence[str], RunConfig]]) -> Plan:
-    """From each combination of overrides and its config, to the work that is left.
+def plan(composed: Iterable[tuple[Sequence[str], RunConfig, Sequence[RunConfig]]]) -> Plan:
+    """From each combination of overrides, its config and its variants', to the work that is left.
 
     Two combinations that come to the same run give one job. Each store of activations is filled by one extraction,
     with the layers and the tokens that the jobs on it need.
@@ -41,16 +41,18 @@ def plan(composed: Iterable[tuple[Sequence[str], RunConfig]]) -> Plan:
     Raises:
         ValueError: a config names a layer that its model does not have, or a number that no run can use.
     """
-    jobs: dict[Path, tuple[Task, int, RunConfig]] = {}
-    for combination, cfg in composed:
-        check(cfg)
+    jobs: dict[tuple[Path, ...], tuple[Task, int, RunConfig]] = {}
+    for combination, cfg, variants in composed:
+        for variant in (cfg, *variants):
+            check(variant)
         overrides = [override for override in combination if not override.startswith("layer=")]
         for layer in resolve_layers(cfg.layer, cfg.model.first_layer, cfg.model.last_layer):
-            directory = directory_of(cfg, layer)
-            name = f"{cfg.model.name} layer {layer} {cfg.sae.name} centering={cfg.centering.name}"
-            task = Task((*overrides, f"layer={layer}"), name, store_dir(cfg), directory)
-            jobs.setdefault(directory, (task, layer, cfg))
-    open_jobs = [entry for directory, entry in jobs.items() if not is_finished(directory)]
+            directories = tuple(directory_of(variant, layer) for variant in variants)
+            side_by_side = f"{len(variants)} variants" if cfg.variants else f"centering={cfg.centering.name}"
+            name = f"{cfg.model.name} layer {layer} {cfg.sae.name} {side_by_side}"
+            task = Task((*overrides, f"layer={layer}"), name, store_dir(cfg), directories)
+            jobs.setdefault(directories, (task, layer, cfg))
+    open_jobs = [entry for entry in jobs.values() if not entry[0].is_done()]
     return Plan(_extractions(open_jobs), [task for task, _, _ in open_jobs], len(jobs) - len(open_jobs))
 
 

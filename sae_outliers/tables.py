@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
 from sae_outliers.files import written_whole
-from sae_outliers.records import INIT_SETTINGS, TRAIN_SETTINGS
+from sae_outliers.records import INIT_SETTINGS, OPTIONS_OF, TRAIN_SETTINGS
 
 Floats = NDArray[np.float64]
 
@@ -41,29 +41,32 @@ class Table(NamedTuple):
 # --- which records may stand together -------------------------------------------------------------------
 
 
-def mixed_settings(records: pd.DataFrame) -> dict[str, pd.Series]:
-    """The settings in which records differ that one table may not mix: setting -> records by value.
+class Mix(NamedTuple):
+    """A setting in which records differ that one table may not mix."""
 
-    Settings of the training count among trained records only; `l1` only among SAEs of one type, since it is
-    0 for topk by definition.
-    """
+    column: str
+    counts: pd.Series  # records by value
+    only: tuple[str, str] | None = None  # column and name of the one type whose option it is
+
+
+def mixed_settings(records: pd.DataFrame) -> list[Mix]:
+    """Settings of the training count among trained records only, and options of a type among records of that type."""
     trained = records[records["train_steps"] > 0]
-    checks = [(name, records) for name in ("schema_version", *INIT_SETTINGS)]
-    checks += [(name, trained) for name in TRAIN_SETTINGS if name != "l1"]
-    checks += [("l1", rows) for _, rows in trained.groupby("sae")]
-    mixed = {}
-    for name, rows in checks:
-        counts = rows[name].value_counts(dropna=False).sort_index()
-        if len(counts) > 1:
-            mixed[name] = counts
-    return mixed
+    checks = [Mix(name, records[name]) for name in ("schema_version", *INIT_SETTINGS)]
+    checks += [Mix(name, trained[name]) for name in TRAIN_SETTINGS]
+    for name, kind in OPTIONS_OF.items():
+        rows = records if name == "init_b_dec" else trained  # b_dec is there before the first step
+        checks += [Mix(name, of_type[name], (kind, str(type_))) for type_, of_type in rows.groupby(kind)]
+    counted = [mix._replace(counts=mix.counts.value_counts(dropna=False).sort_index()) for mix in checks]
+    return [mix for mix in counted if len(mix.counts) > 1]
 
 
-def describe_mix(mixed: dict[str, pd.Series]) -> str:
+def describe_mix(mixed: Sequence[Mix]) -> str:
     """For example `n_eval (20000 in 33, 100000 in 2 of the records); seed (0 in 34, 1 in 1 of the records)`."""
     return "; ".join(
-        f"{name} ({', '.join(f'{value} in {n}' for value, n in counts.items())} of the records)"
-        for name, counts in mixed.items()
+        f"{mix.column}{f' of {mix.only[0]}={mix.only[1]}' if mix.only else ''} "
+        f"({', '.join(f'{value} in {n}' for value, n in mix.counts.items())} of the records)"
+        for mix in mixed
     )
 
 
@@ -73,7 +76,8 @@ def measured_once(records: pd.DataFrame, by_sae: bool = False) -> pd.DataFrame:
     At initialisation an SAE does not depend on how it will be trained, nor (unless `by_sae`) on its type: a
     trained record is preferred to one without training, topk to relu.
     """
-    key = ["model", "layer", "centering", "schema_version", *INIT_SETTINGS, *(["sae"] if by_sae else [])]
+    key = ["model", "layer", "centering", "schema_version", *INIT_SETTINGS, "init_b_dec", "planted_gamma"]
+    key += ["sae"] if by_sae else []
     preferred = records.assign(_type=records["sae"].ne("topk"), _untrained=-records["train_steps"])
     preferred = preferred.sort_values(["_type", "_untrained"], kind="stable").drop_duplicates(key)
     return preferred.sort_index().drop(columns=["_type", "_untrained"])
@@ -82,13 +86,15 @@ def measured_once(records: pd.DataFrame, by_sae: bool = False) -> pd.DataFrame:
 def coverage(records: pd.DataFrame, expected: dict[str, range] | None = None) -> pd.DataFrame:
     """A row per condition: layers measured, of how many, how many of them trained, and which are missing.
 
-    Expected are layers 1 to `last_layer` of each model seen, and the layers by model in `expected`.
+    Expected are layers 1 to `last_layer` of each model seen, and the layers by model in `expected`. `trained` takes
+    every revival, `trained auxk` and the like one.
     """
+    revivals = sorted(set(records.loc[records["train_steps"] > 0, "revival"]) - {"none"})
     wanted = {model: set(layers) for model, layers in (layers_of_models(records) | (expected or {})).items()}
     rows = []
     for (sae, centering), group in records.groupby(["sae", "centering"]):
         done = {str(model): set(layers) for model, layers in group.groupby("model")["layer"]}
-        trained = group[group["train_steps"] > 0].drop_duplicates(["model", "layer"])
+        trained = group[group["train_steps"] > 0].drop_duplicates(["model", "layer", "revival"])
         missing = {model: sorted(layers - done.get(model, set())) for model, layers in wanted.items()}
         rows.append(
             {
@@ -96,7 +102,8 @@ def coverage(records: pd.DataFrame, expected: dict[str, range] | None = None) ->
                 "centering": centering,
                 "layers": sum(len(layers & done.get(model, set())) for model, layers in wanted.items()),
                 "expected": sum(map(len, wanted.values())),
-                "trained": len(trained),
+                "trained": len(trained.drop_duplicates(["model", "layer"])),
+                **{f"trained {name}": int(trained["revival"].eq(name).sum()) for name in revivals},
                 "missing": "; ".join(f"{m} {_spans(gone, len(wanted[m]))}" for m, gone in missing.items() if gone),
             }
         )
@@ -255,15 +262,24 @@ def _span(widths: pd.Series) -> str:
 
 
 def conditions(records: pd.DataFrame) -> pd.DataFrame:
-    """Medians over layers of death at initialisation and after training, by model, SAE and centering."""
+    """Medians over layers of death at initialisation and after training, by model, SAE, revival and centering.
+
+    A revival changes nothing before training, so `init` is the same for all of them.
+    """
     once, trained = measured_once(records, by_sae=True), records[records["train_steps"] > 0]
     parts = []
     for model in ["all", *sorted(records["model"].unique())]:
         mine = [rows if model == "all" else rows[rows["model"] == model] for rows in (once, trained)]
         for (sae, centering), at_init in mine[0].groupby(["sae", "centering"]):
             at_end = mine[1][(mine[1]["sae"] == sae) & (mine[1]["centering"] == centering)]
-            parts.append({"model": model, "sae": sae, "centering": centering} | _condition_row(at_init, at_end))
+            for revival in none_first(at_end["revival"]) or ["none"]:
+                key = {"model": model, "sae": sae, "revival": revival, "centering": centering}
+                parts.append(key | _condition_row(at_init, at_end[at_end["revival"] == revival]))
     return pd.DataFrame(parts)
+
+
+def none_first(revivals: pd.Series) -> list[str]:
+    return sorted(revivals.unique(), key=lambda name: (name != "none", name))
 
 
 def _condition_row(at_init: pd.DataFrame, at_end: pd.DataFrame) -> dict[str, object]:
@@ -276,6 +292,7 @@ def _condition_row(at_init: pd.DataFrame, at_end: pd.DataFrame) -> dict[str, obj
         "end TopK": _median(at_end, "dead_pct_final_topk"),
         "trained init ReLU": _median(at_end, "dead_pct_init_relu"),
         "end ReLU": _median(at_end, "dead_pct_final_relu"),
+        "end inactive": _median(at_end, "dead_pct_final"),
         "end not fired": _median(at_end, "dead_pct_final_window"),
         "FVU": _median(at_end, "fvu"),
         "L0": _median(at_end, "l0"),
@@ -322,13 +339,8 @@ def _nullable_integers(frame: pd.DataFrame) -> pd.DataFrame:
 
 # --- writing --------------------------------------------------------------------------------------------
 
-DECIMALS = {"ρ": 3, "FVU": 3, "γ": 2}  # by what the column's name contains; 1 otherwise
-LATEX = {
-    "γ": r"$\gamma$",
-    "ρ": r"$\rho$",
-    "μ": r"$\mu$",
-    "σ": r"$\sigma$",
-}  # pdflatex has no Greek of its own
+DECIMALS = {"ρ": 3, "FVU": 3, "AUC": 3, "γ": 2, "tokens": 0}  # by what the column's name contains; 1 otherwise
+LATEX = {"γ": r"$\gamma$", "ρ": r"$\rho$", "μ": r"$\mu$", "σ": r"$\sigma$"}  # pdflatex has no Greek of its own
 
 
 def for_reading(frame: pd.DataFrame) -> pd.DataFrame:
@@ -374,14 +386,8 @@ def _markdown(text: pd.DataFrame, right: list[bool], note: str) -> str:
 def _latex(text: pd.DataFrame, right: list[bool], table: Table) -> str:
     align = "".join("r" if r else "l" for r in right)
     caption = table.note.replace("%", r"\%").replace("_", r"\_")
-    latex = text.to_latex(
-        index=False,
-        escape=True,
-        column_format=align,
-        caption=caption,
-        label=f"tab:{table.name}",
-        position="htbp",
-    )
+    labels = {"caption": caption, "label": f"tab:{table.name}", "position": "htbp"}
+    latex = text.to_latex(index=False, escape=True, column_format=align, **labels)
     for letter, command in LATEX.items():
         latex = latex.replace(letter, command)
     return latex

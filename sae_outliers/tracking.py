@@ -40,10 +40,11 @@ class WandbTracker(Tracker):
             project=cfg.tracker.project,
             entity=cfg.tracker.entity,
             id=run_id,
-            name=f"{cfg.model.name}-{layer}-{cfg.sae.name}-{cfg.centering.name}",
+            name=f"{cfg.model.name}-{layer}-{cfg.sae.name}-{cfg.revival.name}-{cfg.centering.name}",
             resume="allow",
+            reinit="create_new",  # variants train side by side in one process
             group=cfg.group,
-            tags=[cfg.model.name, cfg.model.domain, cfg.sae.name, f"centering-{cfg.centering.name}"],
+            tags=[cfg.model.name, cfg.model.domain, cfg.sae.name, cfg.revival.name, f"centering-{cfg.centering.name}"],
             config=OmegaConf.to_container(cfg, resolve=True) | {"layer": layer},  # type: ignore[operator, arg-type]
             dir=str(directory),
             mode=wandb_mode(),  # type: ignore[arg-type]

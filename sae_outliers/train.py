@@ -1,7 +1,8 @@
-"""The training loop: steps, death curves, checkpoints."""
+"""The training loop: several SAEs side by side on one stream of batches; steps, death curves, checkpoints."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -13,9 +14,10 @@ from sae_outliers.config import TrainConfig
 from sae_outliers.files import written_whole
 from sae_outliers.metrics import MetricsFile, Point
 from sae_outliers.progress import Progress
+from sae_outliers.revival import Revival
 from sae_outliers.sae.autoencoder import SparseAutoencoder
 
-Batches = Callable[[int], Iterator[Tensor]]  # from a step on: batches [batch_size, d_model] of what the SAE sees
+Batches = Callable[[int], Iterator[Tensor]]  # from a step on: batches [batch_size, d_model]
 Measure = Callable[[], Point]  # figures of the SAE as it is, on the evaluation tokens
 
 
@@ -24,10 +26,14 @@ class Trainer:
 
     All of its state is in the checkpoint, and the batches follow from the step, so that a resumed run gives bitwise
     the same weights as an uninterrupted one on the same CPU.
+
+    Raises:
+        ValueError: the revival is not defined for this SAE.
     """
 
-    def __init__(self, sae: SparseAutoencoder, cfg: TrainConfig, scale: float) -> None:
-        self.sae, self.cfg, self.scale = sae, cfg, scale
+    def __init__(self, sae: SparseAutoencoder, cfg: TrainConfig, revival: Revival | None = None) -> None:
+        self.sae, self.cfg, self.revival = sae, cfg, revival or Revival()
+        self.revival.check(sae)
         self.optimizer = torch.optim.Adam(sae.parameters(), lr=cfg.lr, fused=True)
         self.step = 0
         self.loss: Tensor | None = None  # of the last step; on the device, for reading it waits for the step
@@ -49,27 +55,44 @@ class Trainer:
         """One optimiser step on x [batch_size, d_model]."""
         self.optimizer.param_groups[0]["lr"] = self.learning_rate()
         self.optimizer.zero_grad(set_to_none=True)
-        output = self.sae.training_step(x, self.scale)
-        output.loss.backward()
-        self.sae.remove_parallel_gradient()
+        output = self.sae.training_step(x)
+        loss = output.loss + self.revival.loss(self.sae, x, output, self.dead())
+        loss.backward()
+        if self.sae.unit_norm_decoder:
+            self.sae.remove_parallel_gradient()
         self.optimizer.step()
-        self.sae.normalize_decoder()
+        if self.sae.unit_norm_decoder:
+            self.sae.normalize_decoder()
         self.step += 1
         self.last_fired.masked_fill_(output.fired, self.tokens)
         self.loss = output.loss.detach()
+        self.revival.after_step(self, x, output)
 
     def last_loss(self) -> float | None:
-        """The loss of the last step; None before the first."""
+        """The loss of the last step, without the revival's part; None before the first."""
         return None if self.loss is None else self.loss.item()
+
+    def dead(self) -> Tensor:
+        """Numbers of the features that did not fire in the last `dead_window` tokens; none before there are so many."""
+        if self.tokens < self.cfg.dead_window:
+            return self.last_fired.new_zeros(0)
+        return (self.last_fired <= self.tokens - self.cfg.dead_window).nonzero()[:, 0]
 
     def dead_pct_window(self) -> float | None:
         """Percent of features that did not fire in the last `dead_window` training tokens; None before there are."""
-        if self.tokens < self.cfg.dead_window:
-            return None
-        return 100 * (self.last_fired <= self.tokens - self.cfg.dead_window).double().mean().item()
+        return None if self.tokens < self.cfg.dead_window else 100 * len(self.dead()) / self.sae.n_features
+
+    def forget(self, features: Tensor) -> None:
+        """Set the optimiser's moments of these features to 0, and count them as fired now."""
+        self.last_fired[features] = self.tokens
+        per_feature = {"W_enc": self.sae.W_enc, "b_enc": self.sae.b_enc, "W_dec": self.sae.W_dec}
+        for name, parameter in per_feature.items():
+            for moment in ("exp_avg", "exp_avg_sq"):
+                state = self.optimizer.state[parameter][moment]
+                (state.T if name == "W_enc" else state)[features] = 0
 
     def save(self, path: Path) -> None:
-        tensors = {f"sae.{name}": p.detach() for name, p in self.sae.named_parameters()}
+        tensors = {f"sae.{name}": tensor for name, tensor in self.sae.state_dict().items()}
         tensors["last_fired"] = self.last_fired
         for name, p in self.sae.named_parameters():
             for key, value in self.optimizer.state.get(p, {}).items():
@@ -86,49 +109,65 @@ class Trainer:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         self.loss = None if loss is None else torch.tensor(loss, device=device)
         self.last_fired = tensors["last_fired"]
+        self.sae.load_state_dict({name: tensors[f"sae.{name}"] for name in self.sae.state_dict()})
         for name, p in self.sae.named_parameters():
-            p.copy_(tensors[f"sae.{name}"])
             prefix = f"adam.{name}."
             state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-            if state:
-                self.optimizer.state[p] = state
+            if state:  # in the parameter's own layout, which the file does not keep
+                self.optimizer.state[p] = {k: torch.empty_like(p).copy_(v) if v.dim() else v for k, v in state.items()}
 
 
-def train(
-    trainer: Trainer, batches: Batches, measure: Measure, metrics: MetricsFile, checkpoint: Path, title: str
-) -> None:
-    """Train to the end of `trainer.cfg.steps`, from `checkpoint` if it exists.
+@dataclass
+class Member:
+    """An SAE of a stack, with what the loop needs to know of it: how it sees a batch, is measured and is kept."""
 
-    A point of the death curves is written every `eval_every` steps, at step 0 and after the last step.
-    """
-    if checkpoint.is_file():
-        trainer.load(checkpoint)
-    metrics.drop_from(trainer.step)
-    with Progress(title, trainer.cfg.steps, "steps") as progress:
-        _loop(trainer, batches(trainer.step), measure, metrics, checkpoint, progress)
+    trainer: Trainer
+    see: Callable[[Tensor], Tensor]  # its centering, on a batch [batch_size, d_model]
+    measure: Measure
+    metrics: MetricsFile
+    checkpoint: Path
 
+    def begin(self) -> None:
+        """Go on from the checkpoint, if there is one."""
+        if self.checkpoint.is_file():
+            self.trainer.load(self.checkpoint)
+        self.metrics.drop_from(self.trainer.step)
+        self._note()
 
-def _loop(
-    trainer: Trainer,
-    batches: Iterator[Tensor],
-    measure: Measure,
-    metrics: MetricsFile,
-    checkpoint: Path,
-    progress: Progress,
-) -> None:
-    cfg = trainer.cfg
-    while True:
-        if trainer.step % cfg.checkpoint_every == 0 and trainer.step > 0:
-            trainer.save(checkpoint)
+    def train_step(self, x: Tensor) -> None:
+        """One step; then a checkpoint and a point of the curves, where one is due."""
+        self.trainer.train_step(self.see(x))
+        if self.trainer.step % self.trainer.cfg.checkpoint_every == 0:
+            self.trainer.save(self.checkpoint)
+        self._note()
+
+    def _note(self) -> None:
+        trainer, cfg = self.trainer, self.trainer.cfg
         if trainer.step % cfg.eval_every == 0 or trainer.step == cfg.steps:
-            point = {
+            point: Point = {
                 "step": trainer.step,
                 "tokens": trainer.tokens,
                 "loss": trainer.last_loss(),
                 "lr": trainer.learning_rate(),
             }
-            metrics.write(point | measure() | {"dead_pct_window": trainer.dead_pct_window()})
-        if trainer.step == cfg.steps:
-            return
-        trainer.train_step(next(batches))
-        progress.update(trainer.step)
+            self.metrics.write(point | self.measure() | {"dead_pct_window": trainer.dead_pct_window()})
+
+
+def train(stack: Sequence[Member], batches: Batches, title: str) -> None:
+    """Train every member to the end of its steps, each from its checkpoint if it has one, on one read of the batches.
+
+    A member gets the weights that it would get alone: no computation is shared but the reading. A point of the death
+    curves is written every `eval_every` steps, at step 0 and after the last step.
+    """
+    for member in stack:
+        member.begin()
+    start = min(member.trainer.step for member in stack)
+    end = max(member.trainer.cfg.steps for member in stack)
+    stream = batches(start)
+    with Progress(title, end, "steps") as progress:
+        for step in range(start, end):
+            x = next(stream)
+            for member in stack:
+                if member.trainer.step == step < member.trainer.cfg.steps:
+                    member.train_step(x)
+            progress.update(step + 1)

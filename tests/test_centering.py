@@ -4,11 +4,9 @@ import torch
 
 from sae_outliers.centering import CENTERINGS, Affine, get_centering
 from sae_outliers.preprocessing import get_preprocessing, postln
-from sae_outliers.sae.autoencoder import SparseAutoencoder
 from sae_outliers.sae.folding import fold, load_sae, save_sae
-from sae_outliers.sae.relu import ReLU
-from sae_outliers.sae.topk import TopK
 from sae_outliers.severity import moments
+from tests.test_sae import TYPES, trained_like
 
 D = 24
 
@@ -64,36 +62,28 @@ def test_an_unknown_centering_is_refused(tokens: torch.Tensor) -> None:
         get_centering("median", moments([tokens]))
 
 
-def random_sae(sae_class: type[SparseAutoencoder]) -> SparseAutoencoder:
-    sae = sae_class(D, 200, k=8)
-    with torch.no_grad():
-        for parameter in sae.parameters():
-            parameter += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(parameter)))
-    return sae
-
-
-@pytest.mark.parametrize("sae_class", [TopK, ReLU])
+@pytest.mark.parametrize("kind", TYPES)
 @pytest.mark.parametrize("name", CENTERINGS)
-def test_folding_gives_the_same_features_and_reconstruction(
-    name: str, sae_class: type[SparseAutoencoder], tokens: torch.Tensor
-) -> None:
+def test_folding_gives_the_same_features_and_reconstruction(name: str, kind: str, tokens: torch.Tensor) -> None:
     centering = get_centering(name, moments([tokens], covariance=True))
-    sae = random_sae(sae_class)
+    sae = trained_like(kind, D, 200, k=8).float()
     folded = fold(sae, centering)
     z = centering.apply(tokens)
     pre, expected = folded.pre_activations(tokens), sae.pre_activations(z)
     assert (pre - expected).norm() < 1e-5 * expected.norm()
     x_hat, expected = folded(tokens), centering.undo(sae(z))
-    assert (x_hat - expected).norm() < 1e-5 * expected.norm()
+    errors = (x_hat - expected).norm(dim=1) / expected.norm(dim=1)
+    assert (errors > 1e-4).sum() <= 3  # a feature just at its threshold may go either way
 
 
-@pytest.mark.parametrize("name", ["off", "whiten"])
-def test_sae_and_centering_come_back_from_their_file(name: str, tokens: torch.Tensor, tmp_path) -> None:  # type: ignore[no-untyped-def]
-    centering = get_centering(name, moments([tokens], covariance=True))
-    sae = random_sae(ReLU)
+@pytest.mark.parametrize("kind", TYPES)
+def test_sae_and_centering_come_back_from_their_file(kind: str, tokens: torch.Tensor, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    centering = get_centering("whiten", moments([tokens], covariance=True))
+    sae = trained_like(kind, D, 200, k=8).float()
     save_sae(tmp_path / "sae.safetensors", sae, centering, {"gamma": 1.0})
     loaded, loaded_centering = load_sae(tmp_path / "sae.safetensors")
-    assert isinstance(loaded, ReLU)
+    assert type(loaded) is type(sae)
+    assert loaded.options() == sae.options()
     z = loaded_centering.apply(tokens)
     torch.testing.assert_close(loaded_centering.undo(loaded(z)), centering.undo(sae(centering.apply(tokens))))
 

@@ -1,6 +1,7 @@
 """The main command on a real model, as a user types it."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -99,6 +100,14 @@ def test_geometric_median_starts_the_bias_near_the_mean(command: Run, tmp_path: 
         (["device=cuda:9", "layer=1"], "torch sees no GPU here: use device=cpu"),
         (["train.stepz=1"], "train.stepz"),
         (["model=offline/gpt5"], "offline/gpt5"),
+        (["layer=1", "sae=groupmax", "sae.k=7"], "sae.k=7 groups do not divide sae.n_features=1024"),
+        (["layer=1", "sae=relu", "precision=bf16_select"], "precision=bf16_select is for sae=topk, not for sae=relu"),
+        (["layer=1", "revival=preact_loss"], "revival=preact_loss needs the thresholds of sae=jumprelu"),
+        (["layer=1", "sae.bandwidth=0.1", "train=none"], "sae=topk has no option bandwidth"),
+        (["layer=1", "init.b_dec=median", "train=none"], "init.b_dec=median does not exist: use one of zeros, mean"),
+        (["layer=1", "data.rescale_mean=-1"], "data.rescale_mean=-1.0 is a γ and must be above 0"),
+        (["layer=1", "variants=['seed=1','seed=2']", "train=none"], "variants must share seed, but have 1 and 2"),
+        (["layer=1", "variants=['centring=on']"], "centring"),
     ],
 )
 def test_bad_input_gets_one_clear_sentence_and_status_1(arguments: list[str], message: str, command: Run) -> None:
@@ -108,3 +117,78 @@ def test_bad_input_gets_one_clear_sentence_and_status_1(arguments: list[str], me
     assert done.returncode == 1
     assert message in done.stdout + done.stderr
     assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_variants_train_side_by_side_and_leave_the_records_of_running_them_alone(command: Run, tmp_path: Path) -> None:
+    shared = (*SMALL, *TRAINED, "layer=3", "train.dead_window=2500")
+    variants = ["revival=auxk", "centering=on sae_seed=1", "sae=batchtopk sae.k=8"]
+    quoted = ",".join(f"'{variant}'" for variant in variants)
+    done = command("sae_outliers.run", *shared, f"variants=[{quoted}]")
+    assert done.returncode == 0, done.stderr
+    together = {record["run_id"]: record for record in records(tmp_path)}
+    weights = {path.parent.name: path.read_bytes() for path in tmp_path.glob("runs/*/*/*/sae.safetensors")}
+    assert len(weights) == 3
+    again = command("sae_outliers.run", *shared, *variants[1].split())
+    assert "finished before" in again.stdout + again.stderr
+    shutil.rmtree(tmp_path / "runs")
+    for variant in variants:
+        assert command("sae_outliers.run", *shared, *variant.split()).returncode == 0
+    for record in records(tmp_path):
+        same = together[record["run_id"]]
+        assert same["side_by_side"] == 3
+        for name in set(record) - {"seconds", "side_by_side", "peak_memory_mb"}:
+            assert record[name] == same[name], name
+    alone = {path.parent.name: path.read_bytes() for path in tmp_path.glob("runs/*/*/*/sae.safetensors")}
+    assert alone == weights
+
+
+def test_a_planted_gamma_is_the_gamma_that_the_sae_sees_and_changes_nothing_else_about_the_tokens(
+    command: Run, tmp_path: Path
+) -> None:
+    arguments = (*SMALL, "layer=3", "train=none", "variants=['','data.rescale_mean=15']")
+    done = command("sae_outliers.run", *arguments)
+    assert done.returncode == 0, done.stderr
+    natural, planted = sorted(records(tmp_path), key=lambda record: record["gamma"])
+    assert natural["planted_gamma"] is None
+    assert planted["planted_gamma"] == 15
+    assert planted["gamma"] == pytest.approx(15)
+    assert planted["gamma_sae_input"] == pytest.approx(15, rel=1e-4)
+    for name in ("gamma_raw", "gamma_without_special", "effective_rank"):
+        assert planted[name] == pytest.approx(natural[name])
+    assert planted["dead_pct_init_topk"] > 90 > natural["dead_pct_init_topk"]
+    x = postln(stored_tokens(tmp_path, 3)).double()
+    mean = x.mean(0)
+    x = (x + (15 / natural["gamma"] - 1) * mean).float()
+    W = torch.nn.functional.normalize(torch.randn(1024, 384, generator=torch.Generator().manual_seed(0)), dim=1)
+    assert planted["dead_pct_init_relu"] == pytest.approx(100 * ((x @ W.T) <= 0).all(0).double().mean(), abs=0.1)
+
+
+def test_initialisations_and_b_dec_are_where_the_config_says(command: Run, tmp_path: Path) -> None:
+    variants = "variants=['','init=active_subspace init.rank=20','init=datapoint init.blend=1','init.b_dec=mean']"
+    done = command("sae_outliers.run", *SMALL, "layer=3", "train=none", variants)
+    assert done.returncode == 0, done.stderr
+    found = {(record["init"], record["init_b_dec"]): record for record in records(tmp_path)}
+    random, mean = found["random", "zeros"], found["random", "mean"]
+    assert mean["gamma_sae_input"] < 1e-3 < random["gamma_sae_input"]
+    assert found["datapoint", "zeros"]["dead_pct_init_topk"] < random["dead_pct_init_topk"]
+    assert ("active_subspace", "zeros") in found
+
+
+def test_bf16_select_reports_what_it_changes(command: Run, tmp_path: Path) -> None:
+    done = command("sae_outliers.run", *SMALL, *TRAINED, "layer=3", "variants=['','precision=bf16_select']")
+    assert done.returncode == 0, done.stderr
+    exact, cheap = sorted(records(tmp_path), key=lambda record: record["precision"] != "float32")
+    assert exact["select_pct_changed"] is None
+    assert cheap["select_pct_changed"] < 0.1
+    assert abs(cheap["select_fvu_change"]) < 1e-4
+    assert cheap["fvu"] == pytest.approx(exact["fvu"], rel=0.01)
+
+
+@pytest.mark.parametrize("sae", ["relu_april", "jumprelu", "gated", "matryoshka", "groupmax"])
+def test_every_type_trains_on_real_activations(sae: str, command: Run, tmp_path: Path) -> None:
+    done = command("sae_outliers.run", *SMALL, *TRAINED, "layer=3", f"sae={sae}", "train.steps=80", "train.lr=1e-3")
+    assert done.returncode == 0, done.stderr
+    (record,) = records(tmp_path)
+    curves = pd.read_parquet(next((tmp_path / "runs/minilm/3").glob("*/curves.parquet")))
+    assert record["fvu"] < 0.9 * curves.fvu.iloc[0]
+    assert record["dead_pct_final"] == pytest.approx(curves.dead_pct.iloc[-1])

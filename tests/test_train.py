@@ -1,5 +1,5 @@
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -8,10 +8,12 @@ import torch
 
 from sae_outliers.config import TrainConfig
 from sae_outliers.metrics import MetricsFile, Point
-from sae_outliers.sae.autoencoder import SparseAutoencoder
+from sae_outliers.revival import AuxK, GhostGrads, PreactLoss, Resample
+from sae_outliers.sae.batchtopk import BatchTopK
+from sae_outliers.sae.jumprelu import JumpReLU
 from sae_outliers.sae.relu import ReLU
 from sae_outliers.sae.topk import TopK
-from sae_outliers.train import Trainer, train
+from sae_outliers.train import Member, Trainer, train
 
 CFG = TrainConfig(
     steps=40, batch_size=64, n_tokens=0, lr=1e-2, warmup_steps=10, decay_from=0.5, eval_every=10, checkpoint_every=15,
@@ -35,12 +37,32 @@ class Interrupted(Exception):
     pass
 
 
-def trained(
-    sae_class: type[SparseAutoencoder], directory: Path, stop_at: int | None = None
-) -> tuple[Trainer, MetricsFile]:
-    """One training run in `directory`, from its checkpoint if there is one; `stop_at` breaks it off."""
-    trainer = Trainer(sae_class(16, 64, k=4, l1=0.01), CFG, scale=2.0)
-    metrics = MetricsFile(directory / "metrics.jsonl", lambda point: None)
+STACK = {
+    "topk": lambda: (TopK(16, 64, k=4, scale=2.0), AuxK(), 1.0),
+    "relu": lambda: (ReLU(16, 64, k=4, scale=2.0, sparsity=0.01), GhostGrads(), 0.5),
+    "batchtopk": lambda: (BatchTopK(16, 64, k=4, scale=2.0), Resample(every=12, until=36), 1.0),
+    "jumprelu": lambda: (JumpReLU(16, 64, k=4, scale=2.0, sparsity=0.01), PreactLoss(), 0.5),
+}
+
+
+def member(name: str, directory: Path) -> Member:
+    """An SAE with its revival, which sees the batches times a number of its own."""
+    sae, revival, factor = STACK[name]()
+    trainer = Trainer(sae, CFG, revival)
+
+    def measure() -> Point:
+        with torch.no_grad():
+            x = factor * next(batches(10**6))
+            return {"error": (sae(x) - x).square().mean().item()}
+
+    directory.mkdir(exist_ok=True)
+    metrics = MetricsFile(directory / f"{name}.jsonl", lambda point: None)
+    return Member(trainer, lambda x: factor * x, measure, metrics, directory / f"{name}.safetensors")
+
+
+def trained(names: Iterable[str], directory: Path, stop_at: int | None = None) -> dict[str, Member]:
+    """These SAEs trained side by side, from the checkpoints in `directory`; `stop_at` breaks it off."""
+    stack = {name: member(name, directory) for name in names}
 
     def stream(start: int) -> Iterator[torch.Tensor]:
         for step, x in enumerate(batches(start), start):
@@ -48,34 +70,45 @@ def trained(
                 raise Interrupted
             yield x
 
-    def measure() -> Point:
-        with torch.no_grad():
-            x = next(batches(10**6))
-            return {"error": (trainer.sae(x) - x).square().mean().item()}
-
-    directory.mkdir(exist_ok=True)
-    train(trainer, stream, measure, metrics, directory / "checkpoint.safetensors", "test")
-    return trainer, metrics
+    train(list(stack.values()), stream, "test")
+    return stack
 
 
-@pytest.mark.parametrize("sae_class", [TopK, ReLU])
+def assert_same(one: Member, other: Member) -> None:
+    for name, tensor in one.trainer.sae.state_dict().items():
+        assert torch.equal(tensor, other.trainer.sae.state_dict()[name]), name
+    assert torch.equal(one.trainer.last_fired, other.trainer.last_fired)
+    assert one.metrics.points() == other.metrics.points()
+
+
+def test_saes_trained_side_by_side_get_bitwise_the_weights_and_curves_of_training_alone(tmp_path: Path) -> None:
+    together = trained(STACK, tmp_path / "together")
+    for name, one in together.items():
+        assert_same(one, trained([name], tmp_path / name)[name])
+
+
 @pytest.mark.parametrize("stop_at", [3, 17, 35])
-def test_an_interrupted_run_ends_with_bitwise_the_same_weights_and_curves(
-    sae_class: type[SparseAutoencoder], stop_at: int, tmp_path: Path
-) -> None:
-    whole, whole_metrics = trained(sae_class, tmp_path / "whole")
+def test_an_interrupted_stack_ends_with_bitwise_the_same_weights_and_curves(stop_at: int, tmp_path: Path) -> None:
+    whole = trained(STACK, tmp_path / "whole")
     with pytest.raises(Interrupted):
-        trained(sae_class, tmp_path / "cut", stop_at)
-    resumed, resumed_metrics = trained(sae_class, tmp_path / "cut")
-    for name, parameter in whole.sae.named_parameters():
-        assert torch.equal(parameter, dict(resumed.sae.named_parameters())[name]), name
-    assert torch.equal(whole.last_fired, resumed.last_fired)
-    assert resumed_metrics.points() == whole_metrics.points()
+        trained(STACK, tmp_path / "cut", stop_at)
+    resumed = trained(STACK, tmp_path / "cut")
+    for name, one in whole.items():
+        assert_same(one, resumed[name])
+
+
+def test_members_killed_between_their_checkpoints_go_on_each_from_its_own(tmp_path: Path) -> None:
+    whole = trained(["topk", "relu"], tmp_path / "whole")
+    for name, stop_at in (("topk", 35), ("relu", 17)):
+        with pytest.raises(Interrupted):
+            trained([name], tmp_path / "cut", stop_at)
+    for name, one in trained(["topk", "relu"], tmp_path / "cut").items():
+        assert_same(one, whole[name])
 
 
 def test_training_lowers_the_error_and_keeps_decoder_rows_at_unit_norm(tmp_path: Path) -> None:
-    trainer, metrics = trained(TopK, tmp_path)
-    curves = metrics.curves()
+    one = trained(["topk"], tmp_path)["topk"]
+    trainer, curves = one.trainer, one.metrics.curves()
     assert curves.step.tolist() == [0, 10, 20, 30, 40]
     assert curves.tokens.tolist() == [0, 640, 1280, 1920, 2560]
     assert curves.error.iloc[-1] < 0.5 * curves.error.iloc[0]
@@ -84,7 +117,7 @@ def test_training_lowers_the_error_and_keeps_decoder_rows_at_unit_norm(tmp_path:
 
 
 def test_the_learning_rate_warms_up_holds_and_decays_to_zero() -> None:
-    trainer = Trainer(TopK(4, 8, k=2), CFG, 1.0)
+    trainer = Trainer(TopK(4, 8, k=2), CFG)
 
     def rate(step: int) -> float:
         trainer.step = step
@@ -98,7 +131,7 @@ def test_the_learning_rate_warms_up_holds_and_decays_to_zero() -> None:
 
 
 def test_not_fired_in_the_window_agrees_with_a_loop_over_the_batches() -> None:
-    trainer = Trainer(TopK(16, 64, k=4), CFG, scale=2.0)
+    trainer = Trainer(TopK(16, 64, k=4, scale=2.0), CFG)
     fired: list[set[int]] = []
     for step, x in enumerate(islice(batches(0), 25)):
         with torch.no_grad():

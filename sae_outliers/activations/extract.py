@@ -24,10 +24,12 @@ log = logging.getLogger(__name__)
 
 def store_identity(cfg: RunConfig) -> dict[str, object]:
     """All that determines the stored rows and their order; their number does not, since a store only grows."""
+    data: dict[str, object] = OmegaConf.to_container(cfg.data)  # type: ignore[assignment]
+    data.pop("rescale_mean")  # done after the activations are read
     return {
         "model": cfg.model.name,
         "loader": OmegaConf.to_container(cfg.model.loader),
-        "data": OmegaConf.to_container(cfg.data),
+        "data": data,
         "seed": cfg.seed,
         "format": 1,
     }

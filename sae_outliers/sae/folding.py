@@ -15,8 +15,6 @@ from sae_outliers.centering import Affine
 from sae_outliers.files import written_whole
 from sae_outliers.sae.autoencoder import SparseAutoencoder
 
-WEIGHTS = ("W_enc", "b_enc", "W_dec", "b_dec")
-
 
 @torch.no_grad()
 def folded_encoder(sae: SparseAutoencoder, centering: Affine) -> Tensor:
@@ -30,8 +28,8 @@ def fold(sae: SparseAutoencoder, centering: Affine) -> SparseAutoencoder:
     """The SAE that does on x what `sae` does on `centering.apply(x)`, its output mapped back by `centering.undo`.
 
     With z = (x - s) L and x̂ = ẑ L⁺ + s:  W_enc' = L W_enc,  W_dec' = W_dec L⁺,  b_dec' = b_dec L⁺ + s, and
-    b_enc' = b_enc + (b_dec L⁺ L - b_dec) W_enc, whose second term is 0 unless L is singular. The products are formed
-    in float64. Decoder rows keep their unit norm only if L is orthogonal.
+    b_enc' = b_enc + (b_dec L⁺ L - b_dec) W_enc, whose second term is 0 unless L is singular. Thresholds stay. The
+    products are formed in float64. Decoder rows keep their unit norm only if L is orthogonal.
     """
     result = copy.deepcopy(sae)
     result.W_enc.copy_(folded_encoder(sae, centering))
@@ -39,14 +37,14 @@ def fold(sae: SparseAutoencoder, centering: Affine) -> SparseAutoencoder:
     if centering.linear is not None and centering.inverse is not None:
         linear, inverse, b_dec = (t.double() for t in (centering.linear, centering.inverse, sae.b_dec))
         result.W_dec.copy_(sae.W_dec.double() @ inverse)
-        result.b_enc.copy_(sae.b_enc + (b_dec @ inverse @ linear - b_dec) @ sae.W_enc.double())
+        result.shift_pre_activations(((b_dec @ inverse @ linear - b_dec) @ sae.W_enc.double()).float())
     return result
 
 
 def save_sae(path: Path, sae: SparseAutoencoder, centering: Affine, described: dict[str, Any]) -> None:
     """Weights and centering as safetensors; `described` (JSON) goes into the file's metadata."""
-    tensors = {name: getattr(sae, name).detach().contiguous() for name in WEIGHTS} | centering.tensors()
-    kind = {"class": f"{type(sae).__module__}.{type(sae).__qualname__}", "k": sae.k, "l1": sae.l1}
+    tensors = {name: tensor.contiguous() for name, tensor in sae.state_dict().items()} | centering.tensors()
+    kind = {"class": f"{type(sae).__module__}.{type(sae).__qualname__}", "options": sae.options()}
     with written_whole(path) as beside:
         save_file(tensors, beside, metadata={"sae": json.dumps(kind), "described": json.dumps(described)})
 
@@ -60,6 +58,6 @@ def load_sae(path: Path) -> tuple[SparseAutoencoder, Affine]:
         raise ValueError(f"{path} was not written by sae_outliers: its metadata has no entry 'sae'")
     kind = json.loads(metadata["sae"])
     n_features, d_model = tensors["W_dec"].shape
-    sae: SparseAutoencoder = get_class(kind["class"])(d_model, n_features, kind["k"], kind["l1"])
-    sae.load_state_dict({name: tensors[name] for name in WEIGHTS})
+    sae: SparseAutoencoder = get_class(kind["class"])(d_model, n_features, **kind["options"])
+    sae.load_state_dict({name: tensors[name] for name in sae.state_dict()})
     return sae, Affine.from_tensors(tensors)

@@ -1,95 +1,270 @@
-"""TopK encode and decode whose backward touches k of the n_features rows, and their readable dense twins.
+"""Sparse codes of an SAE: choosing them, their gradients, decoding. Each fast kernel has a readable dense twin.
 
-A sparse code is (values, indices), both [tokens, k]; [tokens, n_features] exists only as the encoder's product in
-the forward pass. The weight gradients are products of the transposed code, as a CSR matrix, with a dense one.
+Only the encoder's product is dense, and it is never held for more than a chunk of tokens: of its [tokens, n_features]
+pre-activations a few are chosen, and everything after (decoder, gradients of both weight matrices) touches only those.
 """
 
+import math
 import warnings
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# the CSR product is used for one operation that is tested here; the warning would greet every user
+from sae_outliers.sae import triton_kernels
+
+# the CSR product is used for operations that are tested here; the warning would greet every user
 warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta", UserWarning)
 
+PRECISIONS = ("float32", "bf16_select")
+AT_ONCE = {"cpu": 1 << 22, "cuda": 1 << 26}  # pre-activations of a chunk: 16 and 256 MiB of float32
+SPARE = 16  # candidates beyond k that the product in bfloat16 names
 
-def topk_encode_reference(x: Tensor, W_enc: Tensor, b_enc: Tensor, b_dec: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Top-k of relu((x - b_dec) @ W_enc + b_enc): values and indices [tokens, k], by plain autograd.
 
-    x is [tokens, d_model], W_enc [d_model, n_features], b_enc [n_features], b_dec [d_model].
+class Code(NamedTuple):
+    """Chosen features of each token, as rows of a CSR matrix [tokens, n_features].
+
+    Entry e is `values[e]` of feature `indices[e]`; the entries of token t are offsets[t] to offsets[t + 1].
     """
-    values, indices = ((x - b_dec) @ W_enc + b_enc).topk(k, dim=1, sorted=False)
-    return values.relu(), indices
+
+    values: Tensor  # [entries]
+    indices: Tensor  # int64 [entries]
+    offsets: Tensor  # int64 [tokens + 1]
+
+    @property
+    def tokens(self) -> int:
+        return len(self.offsets) - 1
+
+    def dense(self, n_features: int) -> Tensor:
+        """[tokens, n_features]; for tests and small codes."""
+        rows = torch.repeat_interleave(self.offsets.diff())
+        return self.values.new_zeros(self.tokens, n_features).index_put((rows, self.indices), self.values)
+
+    def fired(self, n_features: int) -> Tensor:
+        """Which features have a value above 0 on some token, bool [n_features]."""
+        highest = self.values.new_zeros(n_features)
+        return highest.scatter_reduce_(0, self.indices, self.values.detach(), "amax") > 0
 
 
-def decode_reference(values: Tensor, indices: Tensor, W_dec: Tensor) -> Tensor:
-    """Sum of values times decoder rows, [tokens, d_model], by way of the dense code. W_dec is [n_features, d_model]."""
-    dense = torch.zeros(len(values), len(W_dec), dtype=values.dtype, device=values.device)
-    return dense.scatter(1, indices, values) @ W_dec
+def rows_of_k(values: Tensor, indices: Tensor) -> Code:
+    """The code whose every token has k entries, from values and indices [tokens, k]."""
+    tokens, k = values.shape
+    return Code(values.flatten(), indices.flatten(), torch.arange(0, tokens * k + 1, k, device=values.device))
 
 
-def transposed_product(values: Tensor, indices: Tensor, n_features: int, dense: Tensor) -> Tensor:
-    """codeᵀ @ dense, [n_features, d], for the code (values, indices) and dense [tokens, d]."""
-    tokens, k = indices.shape
-    order = indices.flatten().argsort(stable=True)
-    rows = torch.bincount(indices.flatten(), minlength=n_features).cumsum(0)
-    starts = F.pad(rows, (1, 0)).to(torch.int32)
-    columns = (order // k).to(torch.int32)
-    code = torch.sparse_csr_tensor(
-        starts, columns, values.flatten()[order], (n_features, tokens), check_invariants=False
+# --- choosing ---------------------------------------------------------------------------------------------
+
+
+def largest(pre: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """`pre.topk(k, dim=1, sorted=False)` of pre [tokens, n], in less time where k is far below n.
+
+    The k largest values lie in the k pools of neighbouring features whose maxima are largest, so only those pools
+    are ranked feature by feature. Of equal values, others than topk's may be chosen.
+    """
+    tokens, n = pre.shape
+    pool = 2 ** round(math.log2(math.sqrt(n / k)))  # ranks n / pool maxima and k * pool candidates: fewest here
+    if pool < 4 or n % pool:
+        return pre.topk(k, dim=1, sorted=False)
+    maxima = F.max_pool1d(pre[:, None], pool)[:, 0]
+    pools = maxima.topk(k, dim=1, sorted=False).indices
+    first = torch.arange(tokens, device=pre.device)[:, None] * (n // pool)
+    candidates = pre.reshape(-1, pool).index_select(0, (pools + first).flatten()).view(tokens, k * pool)
+    values, places = candidates.topk(k, dim=1, sorted=False)
+    return values, pools.gather(1, places // pool) * pool + places % pool
+
+
+def pre_activation_chunks(x: Tensor, W_enc: Tensor, b_enc: Tensor) -> Iterator[Tensor]:
+    """x @ W_enc + b_enc for consecutive rows of x, float32 [rows, n_features]; each chunk overwrites the one before."""
+    rows = _rows_at_once(x, W_enc)
+    chunk = x.new_empty(min(rows, len(x)), W_enc.shape[1])
+    for part in x.split(rows):
+        yield torch.addmm(b_enc, part, W_enc, out=chunk[: len(part)])
+
+
+def bfloat16_chunks(x: Tensor, W_enc: Tensor, b_enc: Tensor) -> Iterator[Tensor]:
+    """`pre_activation_chunks` with the product in bfloat16, for choosing candidates.
+
+    The mean of x goes through the encoder in float32. In bfloat16's 8 bits it would drown what varies between tokens
+    where γ is large.
+    """
+    mean = x.mean(0)
+    bias = torch.addmv(b_enc, W_enc.T, mean)
+    varying, W_enc = (x - mean).bfloat16(), W_enc.bfloat16()
+    rows = _rows_at_once(x, W_enc)
+    low = varying.new_empty(min(rows, len(x)), W_enc.shape[1])
+    chunk = torch.empty_like(low, dtype=torch.float32)
+    for part in varying.split(rows):
+        torch.mm(part, W_enc, out=low[: len(part)])
+        yield torch.add(chunk[: len(part)].copy_(low[: len(part)]), bias, out=chunk[: len(part)])
+
+
+def _rows_at_once(x: Tensor, W_enc: Tensor) -> int:
+    return max(1, AT_ONCE[x.device.type] // W_enc.shape[1])
+
+
+@torch.no_grad()
+def choose_topk(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, precision: str = "float32") -> Code:
+    """The k largest pre-activations of each row of x [tokens, d_model] (b_dec subtracted), positive or not.
+
+    With `bf16_select`, a product in bfloat16 names k + SPARE candidates; their values and the choice among them are
+    float32.
+    """
+    if precision == "float32":
+        found = [largest(pre, k) for pre in pre_activation_chunks(x, W_enc, b_enc)]
+        return rows_of_k(*(torch.cat(parts) for parts in zip(*found, strict=True)))
+    width = min(k + SPARE, W_enc.shape[1])
+    candidates = torch.cat([largest(pre, width)[1] for pre in bfloat16_chunks(x, W_enc, b_enc)])
+    code = rows_of_k(x.new_empty(candidates.shape), candidates)
+    exact = (products(x, W_enc.T, code) + b_enc[code.indices]).view_as(candidates)
+    values, places = exact.topk(k, dim=1, sorted=False)
+    return rows_of_k(values, candidates.gather(1, places))
+
+
+@torch.no_grad()
+def choose_batch_topk(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int) -> Code:
+    """The k * tokens largest of all pre-activations of the batch (Bussmann et al. 2024); b_dec is subtracted from x."""
+    wanted = k * len(x)
+    for enough in (1.5, math.inf):  # a guess from a sample of tokens; should it be too high, every feature
+        parts, tokens, first, floor = [], [], 0, None
+        for pre in pre_activation_chunks(x, W_enc, b_enc):
+            if floor is None:
+                floor = _floor(pre, k, enough)
+            rows, features = (pre >= floor).nonzero(as_tuple=True)
+            parts.append((pre[rows, features], features))
+            tokens.append(rows + first)
+            first += len(pre)
+        values, indices = (torch.cat(column) for column in zip(*parts, strict=True))
+        if len(values) >= wanted:
+            break
+    kept = values.topk(wanted, sorted=False).indices.sort().values
+    counts = torch.bincount(torch.cat(tokens)[kept], minlength=len(x))
+    return Code(values[kept], indices[kept], F.pad(counts.cumsum(0), (1, 0)))
+
+
+def _floor(pre: Tensor, k: int, enough: float) -> Tensor:
+    """A value that about `enough` * k pre-activations of a token exceed, from a few tokens; -inf for all of them."""
+    if enough * k >= pre.shape[1]:
+        return pre.new_full((), -math.inf)
+    sample = pre[:: max(1, len(pre) // 64)]
+    return sample.flatten().topk(int(enough * k * len(sample)), sorted=False).values.amin()
+
+
+@torch.no_grad()
+def choose_group_max(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int) -> Code:
+    """The largest pre-activation in each of k groups of neighbouring features; b_dec is subtracted from x."""
+    n = W_enc.shape[1]
+    found = [pre.view(len(pre), k, n // k).max(2) for pre in pre_activation_chunks(x, W_enc, b_enc)]
+    values, places = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return rows_of_k(values, places + torch.arange(0, n, n // k, device=x.device))
+
+
+# --- products with a sparse code ------------------------------------------------------------------------
+
+
+def products(x: Tensor, W: Tensor, code: Code) -> Tensor:
+    """x[t] · W[j] for each entry (t, j) of the code, [entries]; x is [tokens, d], W [n_features, d]."""
+    if triton_kernels.usable(x):
+        return triton_kernels.products(x, W, code.indices, code.offsets)
+    places = _csr(code, torch.zeros_like(code.values, dtype=x.dtype), len(W))
+    return torch.sparse.sampled_addmm(places, x, W.T, beta=0).values()
+
+
+def weighted_rows(code: Code, W: Tensor) -> Tensor:
+    """code @ W, [tokens, d], for W [n_features, d]."""
+    if triton_kernels.usable(W):
+        return triton_kernels.weighted_rows(code.values, code.indices, code.offsets, W)
+    return F.embedding_bag(
+        code.indices, W, code.offsets, per_sample_weights=code.values, mode="sum", include_last_offset=True
     )
-    return code @ dense
 
 
-class _TopKEncode(torch.autograd.Function):
+def transposed_product(code: Code, n_features: int, dense: Tensor) -> Tensor:
+    """codeᵀ @ dense, [n_features, d], for dense [tokens, d]."""
+    order = code.indices.argsort(stable=True)
+    tokens = torch.repeat_interleave(code.offsets.diff(), output_size=len(order))[order]
+    offsets = F.pad(torch.bincount(code.indices, minlength=n_features).cumsum(0), (1, 0))
+    by_feature = Code(code.values[order], tokens, offsets)
+    if triton_kernels.usable(dense):
+        return triton_kernels.weighted_rows(*by_feature, dense)
+    return _csr(by_feature, by_feature.values, code.tokens) @ dense
+
+
+def _csr(code: Code, values: Tensor, columns: int) -> Tensor:
+    # MKL's sparse products take 32-bit indices; torch would convert at each
+    offsets, indices = code.offsets.to(torch.int32), code.indices.to(torch.int32)
+    return torch.sparse_csr_tensor(offsets, indices, values, (code.tokens, columns), check_invariants=False)
+
+
+# --- the same with gradients ------------------------------------------------------------------------------
+
+
+class _PreActivations(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, W_enc: Tensor, b_enc: Tensor, b_dec: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        centered = x - b_dec
-        values, indices = torch.addmm(b_enc, centered, W_enc).topk(k, dim=1, sorted=False)
-        values = values.relu_()
-        ctx.save_for_backward(centered, W_enc, values, indices)
-        ctx.mark_non_differentiable(indices)
-        return values, indices
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        W_enc: Tensor,
+        b_enc: Tensor,
+        b_dec: Tensor,
+        values: Tensor,
+        indices: Tensor,
+        offsets: Tensor,
+    ) -> Tensor:
+        ctx.save_for_backward(x, W_enc, b_dec, indices, offsets)
+        return values.clone()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        centered, W_enc, values, indices = ctx.saved_tensors
-        grad = grads[0] * (values > 0)
-        grad_W_enc = transposed_product(grad, indices, W_enc.shape[1], centered).T
-        grad_b_enc = torch.zeros(W_enc.shape[1], dtype=grad.dtype, device=grad.device)
-        grad_b_enc.index_add_(0, indices.flatten(), grad.flatten())
+        x, W_enc, b_dec, indices, offsets = ctx.saved_tensors
+        n_features = W_enc.shape[1]
+        grad = Code(grads[0], indices, offsets)
+        grad_W_enc = transposed_product(grad, n_features, x - b_dec).T
+        grad_b_enc = grads[0].new_zeros(n_features)
+        grad_b_enc.index_add_(0, indices, grads[0])
         # b_dec shifts every token alike, so its gradient needs only the gradients summed over the tokens
-        return None, grad_W_enc, grad_b_enc, -(W_enc @ grad_b_enc), None
+        return None, grad_W_enc, grad_b_enc, -(W_enc @ grad_b_enc), None, None, None
 
 
 class _Decode(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, values: Tensor, indices: Tensor, W_dec: Tensor) -> Tensor:
-        ctx.save_for_backward(values, indices, W_dec)
-        return F.embedding_bag(indices, W_dec, per_sample_weights=values, mode="sum")
+    def forward(ctx: Any, values: Tensor, indices: Tensor, offsets: Tensor, W_dec: Tensor) -> Tensor:
+        ctx.save_for_backward(values, indices, offsets, W_dec)
+        return weighted_rows(Code(values, indices, offsets), W_dec)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        values, indices, W_dec = ctx.saved_tensors
-        (grad,) = grads
-        # torch has no public operator for the k products grad·W_dec[j]; embedding_bag's own backward is one
-        with torch.enable_grad():
-            weights = values.detach().requires_grad_()
-            out = F.embedding_bag(indices, W_dec.detach(), per_sample_weights=weights, mode="sum")
-        (grad_values,) = torch.autograd.grad(out, weights, grad)
-        return grad_values, None, transposed_product(values, indices, len(W_dec), grad)
+        values, indices, offsets, W_dec = ctx.saved_tensors
+        code = Code(values, indices, offsets)
+        return products(grads[0], W_dec, code), None, None, transposed_product(code, len(W_dec), grads[0])
 
 
-def topk_encode(x: Tensor, W_enc: Tensor, b_enc: Tensor, b_dec: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """`topk_encode_reference` with a sparse backward; x is data and gets no gradient."""
-    return _TopKEncode.apply(x, W_enc, b_enc, b_dec, k)
+def with_gradient(code: Code, x: Tensor, W_enc: Tensor, b_enc: Tensor, b_dec: Tensor) -> Code:
+    """The same code, its values the pre-activations (x - b_dec) @ W_enc + b_enc with their gradient to the weights.
+
+    `code` must hold those values already. x is data and gets no gradient.
+    """
+    return code._replace(values=_PreActivations.apply(x, W_enc, b_enc, b_dec, *code))
 
 
-def decode(values: Tensor, indices: Tensor, W_dec: Tensor) -> Tensor:
-    """`decode_reference` without the dense code, forward or backward."""
-    return _Decode.apply(values, indices, W_dec)
+def decode(code: Code, W_dec: Tensor) -> Tensor:
+    """Sum of values times decoder rows, [tokens, d_model], with gradients to the values and to W_dec."""
+    return _Decode.apply(*code, W_dec)
+
+
+# --- readable twins -----------------------------------------------------------------------------------------
+
+
+def pre_activations_reference(code: Code, x: Tensor, W_enc: Tensor, b_enc: Tensor, b_dec: Tensor) -> Code:
+    """`with_gradient` by way of all pre-activations, in plain autograd."""
+    rows = torch.repeat_interleave(code.offsets.diff())
+    return code._replace(values=((x - b_dec) @ W_enc + b_enc)[rows, code.indices])
+
+
+def decode_reference(code: Code, W_dec: Tensor) -> Tensor:
+    """`decode` by way of the dense code."""
+    return code.dense(len(W_dec)) @ W_dec

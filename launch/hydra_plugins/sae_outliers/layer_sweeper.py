@@ -50,7 +50,7 @@ class LayerSweeper(Sweeper):
         from sae_outliers.sweep import plan, summarise
 
         try:
-            planned = plan((overrides, self._compose(overrides)) for overrides in self._combinations(arguments))
+            planned = plan(self._composed(overrides) for overrides in self._combinations(arguments))
         except ValueError as error:
             sys.exit(str(error))
         print(f"{len(planned.jobs)} job(s) to run, {planned.finished} finished before", flush=True)
@@ -80,6 +80,13 @@ class LayerSweeper(Sweeper):
             reasons = {task: "" if task.is_done() else f"the launcher gave up: {_line(error)}" for task in tasks}
         # a launcher's word is not enough: SLURM calls a job completed whose Python raised
         return {t: r or "it left no record" for t, r in reasons.items() if r or not t.is_done()}
+
+    def _composed(self, overrides: tuple[str, ...]) -> tuple[tuple[str, ...], Any, list[Any]]:
+        """A combination of overrides, its config, and the configs of its variants."""
+        from sae_outliers.config import expand
+
+        config = self._compose(overrides)
+        return overrides, config, expand(config, lambda variant: self._compose([*overrides, *variant]))
 
     def _compose(self, overrides: Sequence[str]) -> Any:
         config = self.config_loader.load_sweep_config(self.config, list(overrides))

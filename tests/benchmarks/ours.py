@@ -1,0 +1,82 @@
+"""This project's side: a TopK training step in several forms, and death at initialisation."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from sae_outliers.centering import Affine
+from sae_outliers.config import TrainConfig
+from sae_outliers.evaluate import count_fates
+from sae_outliers.revival import AuxK
+from sae_outliers.sae.autoencoder import StepOutput
+from sae_outliers.sae.topk import TopK
+from sae_outliers.train import Trainer
+from tests.benchmarks.plan import Size
+from tests.benchmarks.timing import Case
+
+PRODUCT = "encoder's product alone, x @ W_enc"
+DEAD_PCT = 20
+ENDLESS = 10**9  # steps: the learning rate stays where it is
+
+
+class DenseTopK(TopK):
+    """The same SAE in plain autograd, by way of all pre-activations and dense features."""
+
+    def training_step(self, x: Tensor) -> StepOutput:
+        pre = self.pre_activations(x)
+        values, indices = pre.topk(self.k, dim=1, sorted=False)
+        features = torch.zeros_like(pre).scatter(1, indices, values.relu())
+        residual = x - self.b_dec - features @ self.W_dec
+        return StepOutput(self.squared_error(residual), (features > 0).any(0), residual.detach())
+
+
+def training_cases(size: Size, x: Tensor) -> dict[str, Case]:
+    """The encoder's product first, which is the unit of all others; x is [batch, d_model]."""
+    W_enc = topk(size, x.device).W_enc.detach()
+    return {
+        PRODUCT: lambda: x @ W_enc,
+        "training step": step_of(Trainer(topk(size, x.device), config(size)), x),
+        "training step, precision=bf16_select": step_of(
+            Trainer(topk(size, x.device, precision="bf16_select"), config(size)), x
+        ),
+        f"training step, revival=auxk, {DEAD_PCT} % dead": step_of(with_dead_features(size, x.device), x),
+        "training step, dense autograd twin": step_of(
+            Trainer(topk(size, x.device, kind=DenseTopK), config(size)), x
+        ),
+    }
+
+
+def topk(size: Size, device: torch.device, kind: type[TopK] = TopK, precision: str = "float32") -> TopK:
+    scale = size.d_model**0.5  # of data at unit scale
+    return kind(size.d_model, size.n_features, size.k, scale=scale, precision=precision).to(device)
+
+
+def config(size: Size) -> TrainConfig:
+    return TrainConfig(steps=ENDLESS, n_tokens=0, batch_size=size.batch)
+
+
+def step_of(trainer: Trainer, x: Tensor) -> Case:
+    return lambda: trainer.train_step(x)
+
+
+def with_dead_features(size: Size, device: torch.device) -> Trainer:
+    """A trainer with AuxK, to which DEAD_PCT percent of the features have not fired for a long time.
+
+    Their encoder directions are made short: they stay below a token's k largest, so dead, yet half of their
+    pre-activations are positive, so that AuxK has something to reconstruct with.
+    """
+    trainer = Trainer(topk(size, device), config(size), AuxK())
+    dead = size.n_features * DEAD_PCT // 100
+    with torch.no_grad():
+        trainer.sae.W_enc[:, :dead] *= 0.1
+    trainer.step = trainer.cfg.dead_window // size.batch + 1
+    trainer.last_fired.fill_(trainer.tokens)[:dead] = 0
+    return trainer
+
+
+def death_at_init(size: Size, chunks: Sequence[Tensor]) -> Case:
+    """Fates of all features on chunks [tokens, d_model], without centering."""
+    sae = topk(size, chunks[0].device)
+    off = Affine(torch.zeros(size.d_model, device=chunks[0].device))
+    return lambda: count_fates(sae, off, chunks)
