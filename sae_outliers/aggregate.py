@@ -6,10 +6,14 @@
 
 `where` is a condition on the columns of the records, in pandas' query language. `reference` is a copy of the
 authors' published table of 454 model-layers: the same figures are computed from it and laid beside the own.
+`reference_trained` is a copy of their table of trained SAEs, laid beside the own recovery table.
+
+Records of a planted γ are no natural layers: they enter the tables and figures of recovery alone.
 """
 
+import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import NamedTuple
@@ -20,10 +24,11 @@ from hydra.core.config_store import ConfigStore
 from matplotlib.figure import Figure
 from omegaconf import DictConfig, OmegaConf
 
-from sae_outliers import figures, tables
+from sae_outliers import figures, recovery, recovery_figures, tables
 from sae_outliers.records import Record, read_records
-from sae_outliers.reference import in_published_domains, read_reference
-from sae_outliers.tables import Table
+from sae_outliers.recovery import Trained
+from sae_outliers.reference import in_published_domains, read_reference, read_trained_reference
+from sae_outliers.tables import Mix, Table
 
 
 @dataclass
@@ -33,13 +38,16 @@ class AggregateConfig:
     allow_mixed: bool = False  # put records with different settings into one table
     expected: str | None = None  # folder of model configs whose layers are expected besides those of the models seen
     reference: str | None = None  # CSV file with the columns of the authors' published table
+    reference_trained: str | None = None  # CSV file with the columns of their table of trained SAEs
 
 
 class Inputs(NamedTuple):
-    own: pd.DataFrame | None
+    own: pd.DataFrame | None  # natural layers; None where there are none
+    trained: Trained | None  # natural and planted; None where there are none
     published: pd.DataFrame | None
+    published_trained: pd.DataFrame | None
     expected: dict[str, range]
-    mixed: dict[str, pd.Series]  # settings in which `own` differs, and which the user allowed
+    mixed: Sequence[Mix]  # settings in which the records differ, and which the user allowed
 
 
 ConfigStore.instance().store(name="aggregate_schema", node=AggregateConfig)
@@ -64,7 +72,7 @@ def main(config: AggregateConfig) -> None:
 
 def forget_former(results_dir: Path) -> None:
     """Delete what a former call wrote: of other records, it must not stand beside what this one writes."""
-    kinds = {"tables": (NOTES, ("csv", "md", "tex")), "figures": (FIGURES, ("png", "pdf"))}
+    kinds = {"tables": ((*NOTES, *recovery.NOTES), ("csv", "md", "tex")), "figures": (FIGURES, ("png", "pdf"))}
     for folder, (names, endings) in kinds.items():
         for name in (*names, *(f"reference_{name}" for name in names)):
             for ending in endings:
@@ -81,21 +89,30 @@ def read_inputs(config: AggregateConfig) -> Inputs:
         ValueError: there is nothing to aggregate, or something that must not be; the message is one sentence.
     """
     published = read_reference(Path(config.reference)) if config.reference else None
+    published_trained = read_trained_reference(Path(config.reference_trained)) if config.reference_trained else None
     expected = layers_listed_in(Path(config.expected)) if config.expected else {}
     records = read_records(Path(config.results_dir))
     if records.empty:
-        if published is None:
+        if published is None and published_trained is None:
             raise ValueError(f"There are no records below {config.results_dir}/runs: run something first")
-        return Inputs(None, published, expected, {})
-    own = select(check_columns(records), config.where)
-    mixed = tables.mixed_settings(own)
-    if mixed and not config.allow_mixed:
-        raise ValueError(refusal(mixed))
-    return Inputs(own, published, expected, mixed)
+        return Inputs(None, None, published, published_trained, expected, [])
+    records = check_columns(select(check_columns(records), config.where))
+    mixed = tables.mixed_settings(records)
+    if mixed and (not config.allow_mixed or mixed[0].column == "schema_version"):
+        raise ValueError(refusal(mixed[0], tables.describe_mix(mixed)))
+    natural, trained = records[records["planted_gamma"].isna()], recovery.read_trained(records)
+    own = None if natural.empty else natural.reset_index(drop=True)
+    return Inputs(own, None if trained.runs.empty else trained, published, published_trained, expected, mixed)
 
 
 def check_columns(records: pd.DataFrame) -> pd.DataFrame:
-    missing = [field.name for field in fields(Record) if field.name not in records]
+    """Raises ValueError where all records lack a column, or one that is never blank has no value in any of them."""
+    always = {field.name for field in fields(Record) if "None" not in str(field.type)}
+    missing = [
+        field.name
+        for field in fields(Record)
+        if field.name not in records or (field.name in always and records[field.name].isna().all())
+    ]
     if missing:
         raise ValueError(f"No record has the column(s) {', '.join(missing)}: they were written by another version")
     return records
@@ -120,13 +137,23 @@ def select(records: pd.DataFrame, where: str | None) -> pd.DataFrame:
     return records[keep].reset_index(drop=True)
 
 
-def refusal(mixed: dict[str, pd.Series]) -> str:
-    name, counts = next(iter(mixed.items()))
-    most = counts.index.tolist()[int(counts.argmax())]  # a Python value, for its repr
+def refusal(mix: Mix, described: str) -> str:
+    """Names a `where` that keeps the commonest value (of the schema the newest), and can be pasted into a shell."""
+    values = mix.counts.index.tolist()  # Python values, for their repr
+    of_schema = mix.column == "schema_version"
+    condition = f"{mix.column} == {_quoted(values[-1] if of_schema else values[int(mix.counts.argmax())])}"
+    if mix.only:
+        condition = f"{mix.only[0]} != {_quoted(mix.only[1])} or {condition}"
     return (
-        f"The records differ in {tables.describe_mix(mixed)}, so their figures do not belong in one table: "
-        f"narrow them, for example with 'where=\"{name} == {most!r}\"', or pass allow_mixed=true"
+        f"The records differ in {described}, so their figures do not belong in one table: "
+        f"narrow them, for example with 'where={_quoted(condition)}'"
+        + ("" if of_schema else ", or pass allow_mixed=true")
     )
+
+
+def _quoted(value: object) -> str:
+    """As pandas' query language and Hydra's grammar both read it, without single quotes: the shell needs those."""
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
 
 
 def layers_listed_in(folder: Path) -> dict[str, range]:
@@ -166,9 +193,10 @@ NOTES = {
     ),
     "conditions": (
         "Medians over layers (for `all`: over the layers of all models, so models with more layers weigh "
-        "more) of the percentage of dead features. `init` takes all records; `trained init`, `end`, FVU "
-        "and L0 take trained records only, so compare `end` with `trained init`. `not fired`: in the last "
-        "dead_window training tokens."
+        "more) of the percentage of dead features. `init` takes all records, whatever the revival, which "
+        "changes nothing before training; `trained init`, `end`, FVU and L0 take trained records only, so "
+        "compare `end` with `trained init`. `inactive`: the SAE itself, whatever its type, has them active on "
+        "no evaluation token. `not fired`: in the last dead_window training tokens."
     ),
     "theory": (
         "Closed form minus measured percentage of features dead at initialisation, centering=off: mean "
@@ -177,10 +205,11 @@ NOTES = {
     ),
     "coverage": (
         "Layers measured of those expected, by condition. Expected are the layers up to last_layer of "
-        "each model seen, and those of the models that `expected` lists."
+        "each model seen, and those of the models that `expected` lists. `trained` counts layers trained "
+        "with any revival or without; with one of them, the column that names it."
     ),
 }
-FIGURES = ("gamma_vs_death", "gamma_by_depth", "death_curves")
+FIGURES = ("gamma_vs_death", "gamma_by_depth", "death_curves", *recovery_figures.NAMES)
 BESIDE = (
     " `published`: the same figures from the reference table, whose domains are used for both sides "
     "(gLM2 under language, protein and genomic as biology). The two sides need not hold the same "
@@ -194,7 +223,7 @@ KEYS = {
 
 
 def all_tables(inputs: Inputs) -> Iterator[Table]:
-    """The tables of the records, then those of the reference beside them."""
+    """The tables of the records, then those of the references beside them."""
     own, published, mixed = inputs.own, inputs.published, mixed_note(inputs.mixed)
     if own is not None:
         frames = table_frames(own, inputs.expected) | {
@@ -202,12 +231,25 @@ def all_tables(inputs: Inputs) -> Iterator[Table]:
             "coverage": tables.coverage(own, inputs.expected),
         }
         yield from (Table(name, frame, NOTES[name] + mixed) for name, frame in frames.items() if len(frame))
+    if inputs.trained is not None:
+        yield from (table._replace(note=table.note + mixed) for table in recovery.tables(inputs.trained.runs))
     if published is not None:
         theirs = table_frames(published)
         ours = table_frames(in_published_domains(own, published), inputs.expected) if own is not None else {}
         for name, keys in KEYS.items():
             frame = tables.beside(theirs[name], ours.get(name), keys)
             yield Table(f"reference_{name}", frame, NOTES[name] + BESIDE + mixed)
+    if inputs.published_trained is not None:
+        frame = recovery_beside(inputs.published_trained, inputs.trained)
+        yield Table("reference_recovery", frame, recovery.NOTES["recovery"] + BESIDE + mixed)
+
+
+def recovery_beside(published: pd.DataFrame, trained: Trained | None) -> pd.DataFrame:
+    """The own recovery table beside the published one, in the columns of the latter."""
+    own = pd.DataFrame() if trained is None else recovery.recovery(trained.runs)
+    if len(own):
+        own = in_published_domains(own, published).reindex(columns=published.columns)
+    return tables.beside(published, own, ["domain", "model", "layer"])
 
 
 def table_frames(records: pd.DataFrame, expected: dict[str, range] | None = None) -> dict[str, pd.DataFrame]:
@@ -218,7 +260,7 @@ def table_frames(records: pd.DataFrame, expected: dict[str, range] | None = None
     }
 
 
-def mixed_note(mixed: dict[str, pd.Series]) -> str:
+def mixed_note(mixed: Sequence[Mix]) -> str:
     """What allow_mixed let in, for the note beside each table."""
     if not mixed:
         return ""
@@ -239,20 +281,12 @@ def all_figures(inputs: Inputs) -> Iterator[tuple[str, Figure]]:
             f"{prefix}gamma_by_depth",
             figures.gamma_by_depth(records.drop_duplicates(["model", "layer", "seed"])),
         )
-    curves = read_curves(inputs.own) if inputs.own is not None else pd.DataFrame()
-    if len(curves):
-        yield "death_curves", figures.death_curves(curves)
-
-
-def read_curves(records: pd.DataFrame) -> pd.DataFrame:
-    """The death curves of all trained runs that have theirs on disk, with who they belong to."""
-    found = []
-    trained = records[records["train_steps"] > 0]
-    for run in trained[["run_dir", "run_id", "model", "sae", "centering"]].to_dict("records"):
-        path = Path(run.pop("run_dir")) / "curves.parquet"
-        if path.is_file():
-            found.append(pd.read_parquet(path).assign(**{str(name): value for name, value in run.items()}))
-    return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
+    if inputs.trained is not None:
+        curves = inputs.trained.curves
+        natural = curves[curves["planted_gamma"].isna()] if len(curves) else curves
+        if len(natural):
+            yield "death_curves", figures.death_curves(natural)
+        yield from recovery_figures.all_figures(inputs.trained)
 
 
 # --- the console ----------------------------------------------------------------------------------------
@@ -263,15 +297,18 @@ def summary(made: list[Table], drawn: list[str], inputs: Inputs, results_dir: Pa
     parts = []
     if inputs.own is not None:
         parts.append(coverage_lines(frames["coverage"]))
-    if inputs.published is None:
-        parts.append(spearman_lines("Spearman's ρ", frames.get("spearman", pd.DataFrame())))
-    else:
+    if inputs.published is not None:
         parts.append(spearman_lines("Spearman's ρ, published and own", frames["reference_spearman"]))
+    elif inputs.own is not None:
+        parts.append(spearman_lines("Spearman's ρ", frames.get("spearman", pd.DataFrame())))
+    if "recovery" in frames:
+        parts.append(recovery_lines(frames["recovery"]))
     if inputs.mixed:
         parts.append(f"Mixed, since allow_mixed=true: {tables.describe_mix(inputs.mixed)}")
     names = ", ".join(frames)
     parts.append(f"{results_dir}/tables: {names} (.csv, .md, .tex)")
-    parts.append(f"{results_dir}/figures: {', '.join(drawn)} (.png, .pdf)")
+    if drawn:
+        parts.append(f"{results_dir}/figures: {', '.join(drawn)} (.png, .pdf)")
     return "\n\n".join(parts)
 
 
@@ -280,7 +317,24 @@ def coverage_lines(frame: pd.DataFrame) -> str:
     for row in frame.to_dict("records"):
         missing = f"; missing: {row['missing']}" if row["missing"] else ""
         counts = f"{row['layers']}/{row['expected']}, {row['trained']} of them trained"
+        revivals = {
+            str(name).removeprefix("trained "): n for name, n in row.items() if str(name).startswith("trained ")
+        }
+        counts += "".join(f", {n} with {name}" for name, n in revivals.items() if n)
         lines.append(f"  {row['sae']}, {row['centering']}: {counts}{missing}")
+    return "\n".join(lines)
+
+
+def recovery_lines(frame: pd.DataFrame) -> str:
+    """A line per model; where several of its layers were trained, their medians."""
+    lines = ["Dead by TopK, % of features, at initialisation -> after training:"]
+    for row in recovery.by_model(frame).to_dict("records"):
+        ends = [
+            f"{name} {row[f'{name} init']:.1f} -> {row[f'{name} end']:.1f}"
+            for name in recovery.CONDITIONS.values()
+            if not pd.isna(row.get(f"{name} init"))
+        ]
+        lines.append(f"  {row['model']} ({row['layers']}, γ {row['γ']:.2f}): {'; '.join(ends)}")
     return "\n".join(lines)
 
 

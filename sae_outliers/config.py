@@ -1,11 +1,13 @@
 """The typed schema of conf/: a misspelt or mistyped key is an error when the config is composed."""
 
+import inspect
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
+from hydra.utils import get_class
 from omegaconf import MISSING, OmegaConf
 
 
@@ -140,6 +142,8 @@ def check(cfg: RunConfig) -> None:
         value = OmegaConf.select(cfg, option)  # type: ignore[arg-type]
         if value < least:
             raise ValueError(f"{option}={value} must be at least {least}")
+    for group in ("sae", "revival"):
+        _check_options(group, cfg[group])  # type: ignore[index]
     if cfg.task not in ("run", "extract"):
         raise ValueError(f"task={cfg.task} does not exist: use run or extract")
     if cfg.precision != "float32" and cfg.sae.name != "topk":
@@ -148,6 +152,13 @@ def check(cfg: RunConfig) -> None:
         raise ValueError(f"data.rescale_mean={cfg.data.rescale_mean} is a γ and must be above 0")
     if not 0 < cfg.sae.k <= cfg.sae.n_features:
         raise ValueError(f"sae.k={cfg.sae.k} must lie between 1 and sae.n_features={cfg.sae.n_features}")
+
+
+def _check_options(group: str, cfg: SaeConfig | RevivalConfig) -> None:
+    taken = inspect.signature(get_class(cfg._target_)).parameters
+    for option in options_of(cfg):
+        if option not in taken:
+            raise ValueError(f"{group}={cfg.name} has no option {option}: leave {group}.{option} out")
 
 
 def register() -> None:

@@ -3,6 +3,7 @@
     saelens               cfg.json, sae_weights.safetensors    SAE.load_from_disk (SAELens v6)
     dictionary_learning   config.json, ae.pt                   dictionary_learning.utils.load_dictionary
     sparsify              cfg.json, sae.safetensors            SparseCoder.load_from_disk
+                          sae_outliers.json
 
 The centering is folded into the weights. The preprocessing is not: as a function of each token it stays with whoever
 reads the files, and the command and the files' metadata say what it is.
@@ -219,7 +220,7 @@ def dictionary_learning(sae: SparseAutoencoder, described: dict[str, Any]) -> Fi
 
 
 def sparsify(sae: SparseAutoencoder, described: dict[str, Any]) -> Files:
-    """EleutherAI's sparsify; its cfg.json has no metadata, but its loader drops keys that it does not know."""
+    """EleutherAI's sparsify. Its cfg.json has no place for metadata, and its loader prints every key it drops."""
     tensors = {
         "encoder.weight": sae.W_enc.T,
         "encoder.bias": sae.b_enc,
@@ -235,9 +236,8 @@ def sparsify(sae: SparseAutoencoder, described: dict[str, Any]) -> Files:
         "skip_connection": False,
         "transcode": False,
         "d_in": sae.d_model,
-        "sae_outliers": _origin(described),
     }
-    return {"sae.safetensors": tensors, "cfg.json": config}
+    return {"sae.safetensors": tensors, "sae_outliers.json": _origin(described), "cfg.json": config}
 
 
 FORMATS: dict[str, Callable[[SparseAutoencoder, dict[str, Any]], Files]] = {
@@ -259,9 +259,8 @@ def _origin(described: dict[str, Any]) -> dict[str, Any]:
 def _threshold(sae: BatchTopK) -> Tensor:
     """Scalar. Raises ValueError if training has not set it: the formats have no other rule for a single token."""
     if not 0 <= sae.threshold < math.inf:
-        raise ValueError(
-            f"This {type(sae).__name__} SAE has no threshold ({sae.threshold.item()}): training sets it, so train it first"
-        )
+        name, value = type(sae).__name__, sae.threshold.item()
+        raise ValueError(f"This {name} SAE has no threshold ({value}): training sets it, so train it first")
     return sae.threshold
 
 

@@ -1,6 +1,8 @@
 """Figures over records: pure functions from a DataFrame to a matplotlib Figure, and one writer."""
 
+from collections.abc import Iterable
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import matplotlib as mpl
@@ -79,7 +81,7 @@ def gamma_vs_death(layers: pd.DataFrame) -> Figure:
     for axes, name in zip(panels, ("TopK", "ReLU"), strict=True):
         _points(axes, layers, f"dead_pct_init_{name.lower()}")
         _theory_curves(axes, layers, name)
-        _gamma_axis(axes, layers["gamma"])
+        gamma_axis(axes, layers["gamma"])
         axes.set(title=f"Dead by {name}", ylim=(-3, 103))
     panels[0].set_ylabel("features dead at initialisation (%)")
     handles, labels = panels[0].get_legend_handles_labels()
@@ -104,7 +106,7 @@ def _points(axes: Axes, layers: pd.DataFrame, death: str) -> None:
 
 def _theory_curves(axes: Axes, layers: pd.DataFrame, name: str) -> None:
     """The closed forms at the records' sizes; one curve for each set of sizes where records are mixed."""
-    gamma = np.geomspace(*_limits(layers["gamma"]), 400)
+    gamma = np.geomspace(*gamma_limits(layers["gamma"]), 400)
     for number, sizes in enumerate(layers[["n_eval", "n_features", "k"]].drop_duplicates().itertuples(index=False)):
         n_eval, n_features, k = (int(size) for size in sizes)
         label = "closed form" if not number else None
@@ -116,14 +118,14 @@ def _theory_curves(axes: Axes, layers: pd.DataFrame, name: str) -> None:
         axes.plot(gamma, 100 * small, c="0.15", lw=1.1, ls=(0, (4, 2)), label=label and "small-γ threshold")
 
 
-def _limits(gamma: pd.Series) -> tuple[float, float]:
+def gamma_limits(gamma: pd.Series) -> tuple[float, float]:
     positive = gamma[gamma > 0]
     return 0.85 * float(positive.min()), 1.15 * float(positive.max())
 
 
-def _gamma_axis(axes: Axes, gamma: pd.Series, along: str = "x") -> None:
+def gamma_axis(axes: Axes, gamma: pd.Series, along: str = "x") -> None:
     """Logarithmic where γ spans a wide range, with plain numbers on the ticks."""
-    low, high = _limits(gamma)
+    low, high = gamma_limits(gamma)
     axis = axes.xaxis if along == "x" else axes.yaxis
     axes.set(**{f"{along}lim": (low, high), f"{along}label": "γ = ‖μ‖ / ‖σ‖"})
     if high / low > WIDE_RANGE:
@@ -160,7 +162,7 @@ def gamma_by_depth(layers: pd.DataFrame) -> Figure:
 
 
 def _depth_panel(axes: Axes, rows: pd.DataFrame, domain: str) -> None:
-    _gamma_axis(axes, rows["gamma"], along="y")
+    gamma_axis(axes, rows["gamma"], along="y")
     axes.set(xlim=(-0.02, 1.02), ylabel="", title=domain)
     for _, line in rows[rows["domain"] != domain].groupby("model"):
         axes.plot(line["depth"], line["gamma"], c="0.85", lw=0.8, zorder=1)
@@ -207,19 +209,23 @@ def _spread(heights: np.ndarray, gap: float) -> np.ndarray:
 
 @mpl.rc_context(STYLE)
 def death_curves(curves: pd.DataFrame) -> Figure:
-    """Death over training, a panel per model and SAE: the colour is the measure, the dash the centering.
+    """Death over training, a panel per model, SAE and revival: the colour is the measure, the dash the centering.
 
-    `curves` holds the curves of all runs, with `run_id`, `model`, `sae` and `centering`. Where several layers
-    of a model were trained, each run is a faint line and their median a strong one.
+    `curves` holds the curves of all runs, with `run_dir`, `model`, `sae`, `revival` and `centering`. Where several
+    layers of a model were trained, each run is a faint line and their median a strong one.
     """
-    panels = list(curves.groupby(["model", "sae"]))
+    panels = {
+        f"{model} ({sae})" if revival == "none" else f"{model} ({sae}, {revival})": runs
+        for (model, sae), both in curves.groupby(["model", "sae"])
+        for revival, runs in sorted(both.groupby("revival"), key=lambda item: (item[0] != "none", item[0]))
+    }
     across = min(MOST_ACROSS, len(panels))
     down = -(-len(panels) // across)
     figure = Figure(figsize=(max(5.2, 2.5 * across + 0.6), 2.2 * down + 1.1), layout="constrained")
     grid = figure.subplots(down, across, sharey=True, squeeze=False)
-    for axes, ((model, sae), runs) in zip(grid.flat, panels, strict=False):
-        _curves_panel(axes, runs)
-        axes.set_title(f"{model} ({sae})", fontsize=9)
+    for axes, (title, runs) in zip(grid.flat, panels.items(), strict=False):
+        curves_panel(axes, [(_dash(str(name)), group) for name, group in runs.groupby("centering")], MEASURES)
+        axes.set_title(fill(title, 28), fontsize=9)
     for axes in grid.flat[len(panels) :]:
         axes.set_axis_off()
     highest = max(10.0, float(curves[list(MEASURES)].max().max()))
@@ -241,14 +247,16 @@ def _in_order(centerings: pd.Series) -> list[str]:
     return sorted(present, key=[*LINES, *present].index)
 
 
-def _curves_panel(axes: Axes, runs: pd.DataFrame) -> None:
-    for centering, group in runs.groupby("centering"):
-        for column, (_, color, width) in MEASURES.items():
-            by_run = group.pivot_table(index="tokens", columns="run_id", values=column)
+def curves_panel(axes: Axes, by_dash: Iterable[tuple[Any, pd.DataFrame]], measures: Iterable[str]) -> None:
+    """The `measures` of the runs that each line style stands for, and their median where they are several."""
+    for dash, group in by_dash:
+        for column in measures:
+            _, color, width = MEASURES[column]
+            by_run = group.pivot_table(index="tokens", columns="run_dir", values=column)
             median = by_run.median(axis=1)
             if by_run.shape[1] > 1:
-                axes.plot(by_run.index, by_run, c=color, ls=_dash(str(centering)), lw=0.5, alpha=0.3)
-            axes.plot(median.index, median, c=color, ls=_dash(str(centering)), lw=width)
+                axes.plot(by_run.index, by_run, c=color, ls=dash, lw=0.5, alpha=0.3)
+            axes.plot(median.index, median, c=color, ls=dash, lw=width)
     axes.xaxis.set_major_locator(MaxNLocator(4))
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 400k, 2M
 

@@ -1,5 +1,6 @@
-"""The authors' published table of 454 model-layers (the user's own copy), in the columns of the records."""
+"""The authors' published tables (the user's own copies), in the columns of the records and of `recovery`."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,13 @@ SETTINGS: dict[str, Any] = {
     "n_features": 8192,
     "k": 64,
     "seed": None,
+    "sae_seed": None,
+    "init": "random",
+    "init_b_dec": "zeros",
+    "planted_gamma": None,
     "train_steps": 0,
     "sae": "topk",
+    "revival": "none",
     "schema_version": SCHEMA_VERSION,
 }
 COLUMNS = (
@@ -32,7 +38,12 @@ COLUMNS = (
     "dead_pct_init_centered",
     "domain",
 )
-NUMBERS = [column for column in COLUMNS if column not in ("model", "domain")]
+TRAINED = {"baseline": "TopK", "auxk": "+ AuxK", "centered": "+ centering"}  # published name -> that of `recovery`
+TRAINED_COLUMNS = {
+    f"dead_pct_{published}_{condition}": f"{name} {when}"
+    for condition, name in TRAINED.items()
+    for published, when in {"init": "init", "final": "end"}.items()
+}
 
 
 def read_reference(path: Path) -> pd.DataFrame:
@@ -41,7 +52,7 @@ def read_reference(path: Path) -> pd.DataFrame:
     Raises:
         ValueError: the file is absent, is no table, lacks columns or rows, or has a cell that is no number (named).
     """
-    published = _checked(path)
+    published = _checked(path, COLUMNS)
     last = published.groupby("model")["layer"].transform("max")
     rows = published.assign(**SETTINGS, last_layer=last, d_model=published["hidden_dim"], **_theory(published["gamma"]))
     centered = rows.assign(
@@ -50,21 +61,32 @@ def read_reference(path: Path) -> pd.DataFrame:
     return pd.concat([rows.assign(centering="off"), centered], ignore_index=True)
 
 
-def _checked(path: Path) -> pd.DataFrame:
+def read_trained_reference(path: Path) -> pd.DataFrame:
+    """The published trained SAEs, a row per layer with the columns `TopK init`, `TopK end`, ... of `recovery`.
+
+    Raises:
+        ValueError: as for `read_reference`.
+    """
+    columns = ["domain", "model", "layer", *TRAINED_COLUMNS]
+    return _checked(path, columns)[columns].rename(columns=TRAINED_COLUMNS)
+
+
+def _checked(path: Path, columns: Sequence[str]) -> pd.DataFrame:
     try:
         published = pd.read_csv(path)
     except (OSError, ValueError) as error:  # pandas' ParserError and EmptyDataError are ValueErrors
         raise ValueError(f"The reference {path} cannot be read as a CSV file ({error})") from error
-    missing = [column for column in COLUMNS if column not in published]
+    missing = [column for column in columns if column not in published]
     if missing:
         raise ValueError(f"The reference {path} lacks the column(s) {', '.join(missing)}")
     if published.empty:
         raise ValueError(f"The reference {path} has no rows")
-    numbers = published[NUMBERS].apply(pd.to_numeric, errors="coerce")
+    named = [column for column in columns if column not in ("model", "domain")]
+    numbers = published[named].apply(pd.to_numeric, errors="coerce")
     wrong = numbers.columns[numbers.isna().any()]
     if len(wrong):
         raise ValueError(f"The reference {path} has cells that are not numbers in {', '.join(wrong)}")
-    return published.assign(**{column: numbers[column] for column in NUMBERS})
+    return published.assign(**{column: numbers[column] for column in named})
 
 
 def _theory(gamma: pd.Series) -> dict[str, Any]:

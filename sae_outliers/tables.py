@@ -386,8 +386,8 @@ def _markdown(text: pd.DataFrame, right: list[bool], note: str) -> str:
 def _latex(text: pd.DataFrame, right: list[bool], table: Table) -> str:
     align = "".join("r" if r else "l" for r in right)
     caption = table.note.replace("%", r"\%").replace("_", r"\_")
-    labels = {"caption": caption, "label": f"tab:{table.name}", "position": "htbp"}
-    latex = text.to_latex(index=False, escape=True, column_format=align, **labels)
+    label = f"tab:{table.name}"
+    latex = text.to_latex(index=False, escape=True, column_format=align, caption=caption, label=label, position="htbp")
     for letter, command in LATEX.items():
         latex = latex.replace(letter, command)
     return latex

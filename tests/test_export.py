@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sae_outliers.centering import Affine, get_centering
 from sae_outliers.export import export, main, reading
-from sae_outliers.preprocessing import postln
+from sae_outliers.preprocessing import get_preprocessing
 from sae_outliers.sae.autoencoder import SparseAutoencoder
 from sae_outliers.sae.batchtopk import BatchTopK
 from sae_outliers.sae.folding import save_sae
@@ -36,37 +36,39 @@ Kind = type[SparseAutoencoder]
 
 
 def shifted_tokens() -> Tensor:
-    """Post-LN tokens [tokens, D]: correlated, two dimensions with a large mean."""
+    """Correlated tokens [tokens, D], two dimensions with a large mean."""
     rng = np.random.default_rng(0)
     x = rng.normal(size=(400, D)) @ rng.normal(size=(D, D)) + 20 * (np.arange(D) == 5) - 12 * (np.arange(D) == 11)
-    return postln(torch.from_numpy(x).float())
+    return torch.from_numpy(x).float()
 
 
 def trained_like(kind: Kind, z: Tensor) -> SparseAutoencoder:
     """An SAE of inputs z whose every parameter is away from its value at initialisation."""
     sae = kind(D, N, k=K, scale=z.var(0).sum().sqrt().item())
+    unit = sae.scale / D**0.5
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, parameter in sae.named_parameters():
-            unit = sae.scale / D**0.5 if name in ("b_enc", "b_dec", "b_mag") else 1.0
-            parameter += 0.2 * unit * torch.randn(parameter.shape, generator=generator)
+            step = 0.2 * unit if name in ("b_enc", "b_dec", "b_mag") else 0.2
+            parameter.add_(step * torch.randn(parameter.shape, generator=generator))
     if isinstance(sae, BatchTopK):
-        sae.choose(z)  # sets the threshold
+        for batch in z.split(100):
+            sae.choose(batch)  # moves the threshold
     return sae
 
 
 def steady(sae: SparseAutoencoder, z: Tensor) -> Tensor:
-    """Which tokens keep their active features if z is off by a little: rounding does not decide what they select."""
+    """Which tokens have the same active features a little to either side of z: rounding does not decide on them."""
     noise = 1e-4 * sae.scale * torch.randn(z.shape, generator=torch.Generator().manual_seed(2))
-    active, nearby = (sae.features(sae.pre_activations(inputs)) > 0 for inputs in (z, z + noise))
-    return (active == nearby).all(1)
+    active, opposite = (sae.features(sae.pre_activations(inputs)) > 0 for inputs in (z + noise, z - noise))
+    return (active == opposite).all(1)
 
 
 class Case:
     """An SAE, its centering, tokens x [tokens, D] and what is expected of the exported SAE on them."""
 
-    def __init__(self, kind: Kind, centering: str) -> None:
-        tokens = shifted_tokens()
+    def __init__(self, kind: Kind, centering: str, preprocessing: str = "raw") -> None:
+        tokens = get_preprocessing(preprocessing)(shifted_tokens())
         self.centering: Affine = get_centering(centering, moments([tokens], covariance=True))
         z = self.centering.apply(tokens)
         self.sae = trained_like(kind, z)
@@ -188,6 +190,7 @@ def test_sparsify_gets_its_keys_and_whether_rows_are_at_unit_norm(kind: Kind, ac
     config = json.loads((folder / "cfg.json").read_text())
     expected = {"activation": activation, "num_latents": N, "k": K, "d_in": D, "normalize_decoder": False}
     assert expected.items() <= config.items()
+    assert json.loads((folder / "sae_outliers.json").read_text())["run_id"] == "abc"
     shapes = {name: tuple(tensor.shape) for name, tensor in load_file(folder / "sae.safetensors").items()}
     assert shapes == {"encoder.weight": (N, D), "encoder.bias": (N,), "W_dec": (N, D), "b_dec": (D,)}
     case = Case(kind, "on")

@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 class Activations:
-    """Normal tokens whose dimensions' variances fall as 1 / i^`decay` and average 1; their mean has the norm γ √d_model."""
+    """Normal tokens: variances fall over the dimensions as i^-decay and average 1, their mean is γ √d_model long."""
 
     def __init__(self, d_model: int, gamma: float = 1.0, decay: float = 0.0, seed: int = 0) -> None:
         self.random = torch.Generator().manual_seed(seed)

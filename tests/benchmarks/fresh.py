@@ -14,7 +14,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sae_outliers.train import Trainer
 from tests.benchmarks import ours
 from tests.benchmarks.data import Activations
 from tests.benchmarks.memory import MB, peak_extra_mb
@@ -75,7 +74,7 @@ def measure(job: Job) -> dict[str, float]:
 def case_of(task: str, size: Size, chunks: Sequence[Tensor]) -> Case:
     if task == DEATH:
         return ours.death_at_init(size, chunks)
-    return ours.step_of(Trainer(ours.topk(size, chunks[0].device), ours.config(size)), chunks[0])
+    return ours.step_of(ours.plain(size, chunks[0].device), chunks[0])
 
 
 def _load_libraries(task: str, device: torch.device) -> None:

@@ -1,6 +1,7 @@
 """This project's side: a TopK training step in several forms, and death at initialisation."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -36,15 +37,16 @@ def training_cases(size: Size, x: Tensor) -> dict[str, Case]:
     W_enc = topk(size, x.device).W_enc.detach()
     return {
         PRODUCT: lambda: x @ W_enc,
-        "training step": step_of(Trainer(topk(size, x.device), config(size)), x),
-        "training step, precision=bf16_select": step_of(
-            Trainer(topk(size, x.device, precision="bf16_select"), config(size)), x
-        ),
+        "training step": step_of(plain(size, x.device), x),
+        "training step, precision=bf16_select": step_of(plain(size, x.device, precision="bf16_select"), x),
         f"training step, revival=auxk, {DEAD_PCT} % dead": step_of(with_dead_features(size, x.device), x),
-        "training step, dense autograd twin": step_of(
-            Trainer(topk(size, x.device, kind=DenseTopK), config(size)), x
-        ),
+        "training step, dense autograd twin": step_of(plain(size, x.device, kind=DenseTopK), x),
     }
+
+
+def plain(size: Size, device: torch.device, kind: type[TopK] = TopK, precision: str = "float32") -> Trainer:
+    """A trainer without revival."""
+    return Trainer(topk(size, device, kind, precision), config(size))
 
 
 def topk(size: Size, device: torch.device, kind: type[TopK] = TopK, precision: str = "float32") -> TopK:
@@ -64,9 +66,10 @@ def with_dead_features(size: Size, device: torch.device) -> Trainer:
     """A trainer with AuxK, to which DEAD_PCT percent of the features have not fired for a long time.
 
     Their encoder directions are made short: they stay below a token's k largest, so dead, yet half of their
-    pre-activations are positive, so that AuxK has something to reconstruct with.
+    pre-activations are positive, so that AuxK has something to reconstruct with. The learning rate is next to nothing,
+    for within a few steps AuxK would have revived some.
     """
-    trainer = Trainer(topk(size, device), config(size), AuxK())
+    trainer = Trainer(topk(size, device), replace(config(size), lr=1e-9), AuxK())
     dead = size.n_features * DEAD_PCT // 100
     with torch.no_grad():
         trainer.sae.W_enc[:, :dead] *= 0.1

@@ -25,7 +25,7 @@ def sae_lens(size: Size, x: Tensor) -> Case:
 
     device = str(x.device)
     sae = TopKTrainingSAE(TopKTrainingSAEConfig(d_in=size.d_model, d_sae=size.n_features, k=size.k, device=device))
-    cfg = SAETrainerConfig(STEPS * size.batch, size.batch, device=device)
+    cfg = SAETrainerConfig(STEPS * size.batch, size.batch, lr_end=0.0, device=device)  # the end is never reached
     trainer = SAETrainer(cfg, sae, data_provider=iter(()))
     return lambda: trainer.step(x)
 

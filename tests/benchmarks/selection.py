@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import pandas as pd
 import torch
+from torch import Tensor
 
 from sae_outliers.evaluate import compare_selection
-from sae_outliers.train import Trainer
+from sae_outliers.sae.topk import TopK
 from tests.benchmarks import ours
 from tests.benchmarks.data import Activations
 from tests.benchmarks.plan import Plan
@@ -21,20 +22,25 @@ def table(plan: Plan, device: torch.device) -> pd.DataFrame:
     for gamma in plan.selection_gammas:
         data = Activations(plan.size.d_model, gamma, DECAY)
         size = replace(plan.size, batch=plan.selection_batch)
-        trainer = Trainer(ours.topk(size, device, precision="bf16_select"), ours.config(size))
+        trainer = ours.plain(size, device, precision="bf16_select")
+        sae = trainer.sae
+        assert isinstance(sae, TopK)
         for steps in (0, plan.selection_steps):
             for _ in range(steps):
                 trainer.train_step(data.draw(size.batch, device))
             tokens = data.draw(plan.selection_tokens, device)
-            selections, tokens_changed, fvu_change = compare_selection(trainer.sae, tokens.split(CHUNK))
-            rows.append(
-                {
-                    "gamma": gamma,
-                    "training_steps": steps,
-                    "tokens": len(tokens),
-                    "selections_differ_pct": selections,
-                    "tokens_differ_pct": tokens_changed,
-                    "fvu_change": fvu_change,
-                }
-            )
+            rows.append({"gamma": gamma, "training_steps": steps, **compare(sae, tokens)})
     return pd.DataFrame(rows)
+
+
+@torch.no_grad()
+def compare(sae: TopK, tokens: Tensor) -> dict[str, float]:
+    selections, tokens_changed, fvu_change = compare_selection(sae, tokens.split(CHUNK))
+    error = sum((chunk - sae(chunk)).double().square().sum() for chunk in tokens.split(CHUNK))
+    return {
+        "tokens": len(tokens),
+        "selections_differ_pct": selections,
+        "tokens_differ_pct": tokens_changed,
+        "fvu": float(error / (tokens - tokens.mean(0)).double().square().sum()),
+        "fvu_change": fvu_change,
+    }

@@ -1,0 +1,50 @@
+"""make bench: timings and memory beside the encoder's matrix product, and beside other SAE libraries.
+
+    python -m tests.benchmarks                       # under ten minutes on two cores
+    python -m tests.benchmarks --quick               # seconds; shows that it runs, its timings mean nothing
+
+Tables, a README and a figure go to <results-dir>/benchmarks. Nothing else should run meanwhile.
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from sae_outliers.device import resolve_device
+from tests.benchmarks import growth, machine, race, report, selection
+from tests.benchmarks.plan import QUICK, Plan
+
+PARTS = {
+    "peers": race.table,
+    "selection": selection.table,
+    "death_at_init": growth.death_at_init,
+    "growth": growth.table,
+}
+
+
+def main() -> None:
+    arguments = parse()
+    plan, device = QUICK if arguments.quick else Plan(), resolve_device(arguments.device)
+    tables = {}
+    for name, measure in PARTS.items():
+        start = time.perf_counter()
+        tables[name] = measure(plan, device)
+        print(f"{name}: {time.perf_counter() - start:.0f} s", file=sys.stderr)
+    command = "make bench" if not arguments.quick else "python -m tests.benchmarks --quick"
+    text = report.readme(plan, tables, machine.description(device), command)
+    directory = Path(arguments.results_dir) / "benchmarks"
+    report.write(directory, tables, text)
+    print(f"{text}\nWritten to {directory}")
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description="Timings and memory.")
+    parser.add_argument("--quick", action="store_true", help="everything at a tiny size")
+    parser.add_argument("--results-dir", default="results", help="tables go to benchmarks/ in this folder")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+"""growth.png: time and memory against each size, on logarithmic axes."""
+
+from typing import Any
+
+import matplotlib as mpl
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+from sae_outliers.figures import STYLE
+from tests.benchmarks.fresh import DEATH, TRAINING
+
+LOOKS = {TRAINING: ("#D55E00", "o"), DEATH: ("#0072B2", "s")}  # two of Okabe and Ito's colours
+PRODUCT_LOOK: dict[str, Any] = {"c": "0.45", "ls": "--", "marker": ".", "lw": 1.1, "label": "encoder's product alone"}
+WEIGHTS_LOOK: dict[str, Any] = {"c": "0.45", "ls": ":", "lw": 1.3, "label": "the weights themselves (not counted)"}
+
+
+@mpl.rc_context(STYLE)
+def growth(rows: pd.DataFrame) -> Figure:
+    """A column per varied size; seconds per batch above, peak memory beyond data and weights below."""
+    series = list(rows.groupby("varied", sort=False))
+    figure = Figure(figsize=(2.7 * len(series) + 0.4, 5.4), layout="constrained")
+    grid = figure.subplots(2, len(series), sharex="col", sharey="row", squeeze=False)
+    for column, (varied, points) in enumerate(series):
+        _panel(grid[0, column], points, str(varied), "seconds")
+        _panel(grid[1, column], points, str(varied), "peak_extra_mb")
+        grid[1, column].set_xlabel(str(varied))
+    grid[0, 0].set_ylabel("seconds per batch")
+    grid[1, 0].set_ylabel("peak extra memory (MB)")
+    handles = {
+        label: line for axes in grid[:, 0] for line, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(list(handles.values()), list(handles), loc="outside upper center", ncols=2)
+    return figure
+
+
+def _panel(axes: Axes, points: pd.DataFrame, varied: str, measured: str) -> None:
+    for task, line in points.groupby("task", sort=False):
+        color, marker = LOOKS[str(task)]
+        axes.plot(line[varied], line[measured], c=color, marker=marker, ms=4, lw=1.4, label=str(task))
+    once = points[points["task"] == TRAINING]
+    if measured == "seconds":
+        axes.plot(once[varied], once["product_seconds"], **PRODUCT_LOOK)
+    else:
+        axes.plot(once[varied], once["weights_mb"], **WEIGHTS_LOOK)
+    axes.set(xscale="log", yscale="log")
+    axes.xaxis.set_major_locator(FixedLocator(sorted(once[varied])))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(
+        FuncFormatter(lambda value, _: f"{value / 1024:g}k" if value >= 1024 else f"{value:g}")
+    )
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

@@ -1,0 +1,150 @@
+"""Tables as CSV and one README with all of them, beside the figure of growth."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pandas as pd
+
+from sae_outliers.files import written_whole
+from tests.benchmarks import peers
+from tests.benchmarks.figure import growth
+from tests.benchmarks.fresh import DEATH, TRAINING
+from tests.benchmarks.memory import HOW
+from tests.benchmarks.plan import Plan
+from tests.benchmarks.selection import DECAY
+
+MOST_RATIO, MOST_MB = 1.3, 300  # that death at initialisation may take: of the product, and beyond it
+WORDS = {
+    "seconds": "s",
+    "tokens_per_second": "tokens/s",
+    "product_seconds": "product, s",
+    "ratio": "× the product",
+    "peak_extra_mb": "peak extra MB",
+    "weights_mb": "weights MB",
+    "gamma": "γ",
+    "training_steps": "training steps",
+    "selections_differ_pct": "selections that differ (%)",
+    "tokens_differ_pct": "tokens that differ (%)",
+    "fvu": "FVU",
+    "fvu_change": "its change",
+}
+
+
+def write(directory: Path, tables: Mapping[str, pd.DataFrame], text: str) -> None:
+    """<name>.csv for each table at full precision, growth.png and README.md."""
+    for name, frame in tables.items():
+        with written_whole(directory / f"{name}.csv") as path:
+            frame.to_csv(path, index=False)
+    with written_whole(directory / "growth.png") as path:
+        growth(tables["growth"]).savefig(path, format="png", dpi=200)
+    with written_whole(directory / "README.md") as path:
+        path.write_text(text)
+
+
+def readme(plan: Plan, tables: Mapping[str, pd.DataFrame], machine: Mapping[str, str], command: str) -> str:
+    sections = (
+        ["# Benchmarks", f"Written by `{command}`. Seconds mean little elsewhere; ratios travel better."],
+        ["\n".join(f"- {name}: {fact}" for name, fact in machine.items())],
+        _race(plan, tables["peers"]),
+        _selection(plan, tables["selection"]),
+        _death(plan, tables["death_at_init"]),
+        _growth(plan, tables["growth"]),
+    )
+    return "\n\n".join(paragraph for section in sections for paragraph in section if paragraph) + "\n"
+
+
+def _race(plan: Plan, frame: pd.DataFrame) -> Iterator[str]:
+    size = plan.size
+    yield "## A training step beside other libraries'"
+    yield (
+        f"TopK, d_model {size.d_model}, n_features {size.n_features}, k {size.k}, float32, Adam. All take the same "
+        f"batch of {size.batch} tokens, normal of unit variance with γ = 1. A step is forward, backward, optimiser and "
+        "whatever else each trainer does at every step (unit-norm decoder, clipping, counters of what fired). Rounds "
+        f"are interleaved: each of {plan.rounds}, after one that warms up, runs every case once. Medians, with the "
+        "fastest and the slowest round; the ratio is of medians."
+    )
+    yield markdown(with_range(frame))
+    yield peers.absent()
+    yield (
+        "The peers run as they are by default. torch.compile and autocast would make some of them faster and stay off; "
+        "on a GPU sparsify turns autocast to bfloat16 on by itself. No feature counts as dead but in the row that says "
+        "so: only there is an auxiliary loss computed."
+    )
+
+
+def _selection(plan: Plan, frame: pd.DataFrame) -> Iterator[str]:
+    yield "## What precision=bf16_select changes"
+    yield (
+        "Against exact float32, on the same tokens and weights: how many of the positive selections differ, on how "
+        "many tokens any does, and the FVU with bf16_select less that with float32. Normal tokens whose variances fall "
+        f"over the dimensions as i^-{DECAY:g}; training steps are of {plan.selection_batch} tokens, with bf16_select. "
+        "Where no selection differs, what is left of the change is float32's rounding."
+    )
+    yield markdown(frame)
+
+
+def _death(plan: Plan, frame: pd.DataFrame) -> Iterator[str]:
+    row = frame.iloc[0]
+    kept = row["ratio"] < MOST_RATIO and row["peak_extra_mb"] < MOST_MB
+    yield "## Death at initialisation"
+    yield (
+        f"The fates of all features over {plan.death_tokens:,} tokens, in chunks of {plan.size.batch} that lie in "
+        f"memory, without centering, beside the encoder's product over the same chunks. Memory: {HOW} (on CUDA, of "
+        f"torch's allocations); tokens and weights were there before. The bounds, {MOST_RATIO} times the product and "
+        f"{MOST_MB} MB, are {'kept' if kept else '**not kept**'}."
+    )
+    yield markdown(with_range(frame.drop(columns=["us_per_token", "weights_mb"])))
+
+
+def _growth(plan: Plan, frame: pd.DataFrame) -> Iterator[str]:
+    yield "## Growth"
+    yield (
+        "Around the size of the first table, a batch at a time; each size and task has a process of its own, and "
+        f"{plan.large_rounds} rounds, interleaved with the product of the same size. MB are peaks beyond data and "
+        "weights. A training step's are those of the first step: gradients and Adam's moments, three times the "
+        "weights, and what it needs beyond them."
+    )
+    yield "![Time and memory against each size](growth.png)"
+    for varied, rows in frame.groupby("varied", sort=False):
+        yield markdown(side_by_side(rows, str(varied)))
+
+
+# --- tables for reading ----------------------------------------------------------------------------------
+
+
+def side_by_side(rows: pd.DataFrame, varied: str) -> pd.DataFrame:
+    """The training step and death at initialisation in one table; the product as timed beside the former."""
+    training = rows[rows["task"] == TRAINING].set_index(varied)
+    death = rows[rows["task"] == DEATH].set_index(varied)
+    columns = {
+        varied: training.index,
+        "weights_mb": training["weights_mb"],
+        "product_seconds": training["product_seconds"],
+        "training step, s": training["seconds"],
+        "training, × product": training["ratio"],
+        "training, MB": training["peak_extra_mb"],
+        "death at init, s": death["seconds"],
+        "death, × product": death["ratio"],
+        "death, MB": death["peak_extra_mb"],
+    }
+    return pd.DataFrame(columns)
+
+
+def with_range(frame: pd.DataFrame) -> pd.DataFrame:
+    """The fastest and the slowest round in one column."""
+    lows, highs = frame["seconds_min"].map(figure), frame["seconds_max"].map(figure)
+    place = list(frame.columns).index("seconds") + 1
+    frame = frame.drop(columns=["seconds_min", "seconds_max"])
+    frame.insert(place, "range", lows + " to " + highs)
+    return frame
+
+
+def markdown(frame: pd.DataFrame) -> str:
+    align = ["right" if pd.api.types.is_numeric_dtype(frame[column]) else "left" for column in frame]
+    text = frame.map(lambda value: figure(value) if isinstance(value, float) else str(value)).rename(columns=WORDS)
+    return str(text.to_markdown(index=False, disable_numparse=True, colalign=align))
+
+
+def figure(value: float) -> str:
+    """Three digits."""
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
