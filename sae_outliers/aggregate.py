@@ -97,9 +97,7 @@ def read_inputs(config: AggregateConfig) -> Inputs:
             raise ValueError(f"There are no records below {config.results_dir}/runs: run something first")
         return Inputs(None, None, published, published_trained, expected, [])
     records = check_columns(select(check_columns(records), config.where))
-    mixed = tables.mixed_settings(records)
-    if mixed and (not config.allow_mixed or mixed[0].column == "schema_version"):
-        raise ValueError(refusal(mixed[0], tables.describe_mix(mixed)))
+    mixed = check_mixed(records, config.allow_mixed)
     natural, trained = records[records["planted_gamma"].isna()], recovery.read_trained(records)
     own = None if natural.empty else natural.reset_index(drop=True)
     return Inputs(own, None if trained.runs.empty else trained, published, published_trained, expected, mixed)
@@ -137,16 +135,38 @@ def select(records: pd.DataFrame, where: str | None) -> pd.DataFrame:
     return records[keep].reset_index(drop=True)
 
 
-def refusal(mix: Mix, described: str) -> str:
-    """Names a `where` that keeps the commonest value (of the schema the newest), and can be pasted into a shell."""
+def check_mixed(records: pd.DataFrame, allow: bool) -> list[Mix]:
+    """The settings that are mixed, of natural layers together and of planted ones within each source model.
+
+    Raises:
+        ValueError: there are any, and `allow` does not let them pass, or the records are of different versions.
+    """
+    planted = records["planted_gamma"].notna()
+    sides = [("The records", "planted_gamma.notna() or " if planted.any() else "", records[~planted])]
+    for model, rows in records[planted].groupby("model"):
+        others = f"planted_gamma.isna() or model != {_quoted(model)} or "
+        sides.append((f"The records of {model} with a planted γ", others, rows))
+    mixed = []
+    for who, others, rows in sides:
+        found = tables.mixed_settings(rows)
+        if found and (not allow or found[0].column == "schema_version"):
+            raise ValueError(refusal(f"{who} differ in {tables.describe_mix(found)}", others, found[0]))
+        mixed += found
+    return mixed
+
+
+def refusal(what: str, others: str, mix: Mix) -> str:
+    """Names a `where` that keeps the commonest value (of the schema the newest), and can be pasted into a shell.
+
+    `others` is the beginning of a condition, which keeps the records that are not concerned.
+    """
     values = mix.counts.index.tolist()  # Python values, for their repr
     of_schema = mix.column == "schema_version"
-    condition = f"{mix.column} == {_quoted(values[-1] if of_schema else values[int(mix.counts.argmax())])}"
     if mix.only:
-        condition = f"{mix.only[0]} != {_quoted(mix.only[1])} or {condition}"
+        others += f"{mix.only[0]} != {_quoted(mix.only[1])} or "
+    where = f"{others}{mix.column} == {_quoted(values[-1] if of_schema else values[int(mix.counts.argmax())])}"
     return (
-        f"The records differ in {described}, so their figures do not belong in one table: "
-        f"narrow them, for example with 'where={_quoted(condition)}'"
+        f"{what}, so their figures do not belong in one table: narrow them, for example with 'where={_quoted(where)}'"
         + ("" if of_schema else ", or pass allow_mixed=true")
     )
 

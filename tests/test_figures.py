@@ -25,7 +25,18 @@ def curves(models: int = 1, layers: int = 1, centerings: tuple[str, ...] = ("off
                 "dead_pct_relu": 20 * np.exp(-tokens / 4e5) * (centering == "off"),
                 "dead_pct_window": np.where(tokens < 100_000, np.nan, 60 * np.exp(-tokens / 3e5)),
             }
-        ).assign(run_id=f"{model}{layer}{centering}", model=model, sae="topk", centering=centering)
+        ).assign(
+            run_dir=f"{model}/{layer}/{centering}",
+            model=model,
+            layer=layer,
+            sae="topk",
+            revival="none",
+            centering=centering,
+            condition="TopK",
+            gamma=1.0,
+            planted_gamma=np.nan,
+            b_dec_distance=1 - tokens / 1e6,
+        )
         for model, layer, centering in runs
     )
 
@@ -74,6 +85,16 @@ def test_death_curves_have_a_panel_per_model(models: int, layers: int) -> None:
     lines = 2 * 3 * (1 if layers == 1 else 1 + layers)  # centerings, measures, runs and their median
     assert all(len(axes.lines) == lines for axes in panels)
     assert {line.get_linestyle() for line in panels[0].lines} == {"-", "--"}
+
+
+def test_death_curves_of_a_revival_have_a_panel_beside_those_without() -> None:
+    plain = curves(2, centerings=("off",))
+    auxk = plain.assign(revival="auxk", run_dir=plain["run_dir"] + "auxk", dead_pct_topk=1.0)
+    figure = figures.death_curves(pd.concat([auxk, plain]))
+    panels = [axes for axes in figure.axes if axes.axison]
+    titles = [axes.get_title(loc="left") for axes in panels]
+    assert titles == ["m0 (topk)", "m0 (topk, auxk)", "m1 (topk)", "m1 (topk, auxk)"]
+    assert [float(np.max(axes.lines[1].get_ydata())) for axes in panels[:2]] == [80.0, 1.0]
 
 
 def test_death_curves_of_a_run_that_measured_no_window() -> None:

@@ -28,15 +28,16 @@ BLANK: dict[Any, Any] = {
 def make_record(model: str = "a", layer: int = 1, **changes: Any) -> Record:
     """A record of no run; what is not named is blank."""
     values = {field.name: BLANK[field.type] for field in fields(Record)}
-    named = dict(model=model, layer=layer, domain="language", last_layer=4, sae="topk", centering="off")
+    named = dict(model=model, layer=layer, domain="language", last_layer=4, sae="topk", revival="none", centering="off")
     sizes = dict(preprocessing="postln", n_eval=20_000, n_features=8192, k=64, schema_version=1, d_model=64)
-    return Record(**values | {"run_id": f"{model}{layer}"} | named | sizes | changes)
+    kinds = dict(init="random", init_b_dec="zeros", precision="float32", sae_options="{}", revival_options="{}")
+    return Record(**values | {"run_id": f"{model}{layer}"} | named | sizes | kinds | changes)
 
 
 def trained(**changes: Any) -> dict[str, Any]:
     """The columns that training adds."""
-    end = dict(dead_pct_final_topk=5.0, dead_pct_final_relu=1.0, dead_pct_final_window=6.0, fvu=0.2, l0=64.0)
-    return {"train_steps": 100} | end | changes
+    dead = dict(dead_pct_final=5.0, dead_pct_final_topk=5.0, dead_pct_final_relu=1.0, dead_pct_final_window=6.0)
+    return {"train_steps": 100, "train_batch_size": 10, "fvu": 0.2, "l0": 64.0} | dead | changes
 
 
 def frame(*records: Record) -> pd.DataFrame:
@@ -169,10 +170,18 @@ def test_each_sae_keeps_its_record_where_the_type_is_a_condition() -> None:
     assert set(tables.measured_once(rows, by_sae=True)["run_id"]) == {"t2", "r"}
 
 
+@pytest.mark.parametrize(
+    "changes", [{"init": "datapoint"}, {"init_b_dec": "mean"}, {"sae_seed": 7}, {"planted_gamma": 3.0}]
+)
+def test_what_changes_an_sae_at_initialisation_makes_it_a_figure_of_its_own(changes: dict[str, Any]) -> None:
+    rows = frame(make_record(run_id="a"), make_record(run_id="b", **changes), make_record(run_id="c", revival="auxk"))
+    assert list(tables.measured_once(rows)["run_id"]) == ["a", "b"]
+
+
 def test_mixed_settings_are_found_and_described() -> None:
     rows = frame(make_record(), make_record(layer=2), make_record(layer=3, n_eval=100, schema_version=2))
     mixed = tables.mixed_settings(rows)
-    assert list(mixed) == ["schema_version", "n_eval"]
+    assert [mix.column for mix in mixed] == ["schema_version", "n_eval"]
     text = "schema_version (1 in 2, 2 in 1 of the records); n_eval (100 in 1, 20000 in 2 of the records)"
     assert tables.describe_mix(mixed) == text
 
@@ -180,18 +189,33 @@ def test_mixed_settings_are_found_and_described() -> None:
 def test_training_settings_count_among_trained_records_only() -> None:
     first, second = make_record(**trained(lr=1.0)), make_record(layer=2, **trained(lr=2.0))
     assert not tables.mixed_settings(frame(first, make_record(layer=2, lr=2.0)))
-    assert list(tables.mixed_settings(frame(first, second))) == ["lr"]
+    assert [mix.column for mix in tables.mixed_settings(frame(first, second))] == ["lr"]
 
 
-def test_l1_may_differ_between_sae_types_only() -> None:
-    topk, relu = make_record(**trained(l1=0.0)), make_record(sae="relu", **trained(l1=0.1))
-    assert not tables.mixed_settings(frame(topk, relu))
-    assert list(tables.mixed_settings(frame(topk, relu, make_record(layer=2, sae="relu", **trained(l1=0.2))))) == ["l1"]
+@pytest.mark.parametrize(
+    ("option", "kind", "name"), [("sae_options", "sae", "relu"), ("revival_options", "revival", "auxk")]
+)
+def test_an_option_may_differ_between_types_but_not_within_one(option: str, kind: str, name: str) -> None:
+    plain, one = make_record(**trained()), make_record(**trained(**{kind: name, option: '{"a": 1}'}))
+    untrained, two = (make_record(layer=2, **{kind: name, option: '{"a": 2}'}, **end) for end in ({}, trained()))
+    assert not tables.mixed_settings(frame(plain, one, untrained))
+    mixed = tables.mixed_settings(frame(plain, one, two))
+    assert [(mix.column, mix.only) for mix in mixed] == [(option, (kind, name))]
+    text = f'{option} of {kind}={name} ({{"a": 1}} in 1, {{"a": 2}} in 1 of the records)'
+    assert tables.describe_mix(mixed) == text
+
+
+def test_the_initial_bias_may_differ_between_centerings_trained_or_not() -> None:
+    off, median = make_record(), make_record(centering="geometric_median", init_b_dec="geometric_median")
+    assert not tables.mixed_settings(frame(off, median))
+    mixed = tables.mixed_settings(frame(off, median, make_record(layer=2, init_b_dec="mean")))
+    assert [(mix.column, mix.only) for mix in mixed] == [("init_b_dec", ("centering", "off"))]
 
 
 def test_coverage_counts_and_names_what_is_missing() -> None:
     rows = frame(
         make_record("a", 1, **trained()),
+        make_record("a", 1, revival="auxk", **trained()),
         make_record("a", 3),
         make_record("a", 3, seed=1),
         make_record("af", 0, last_layer=0),
@@ -199,6 +223,7 @@ def test_coverage_counts_and_names_what_is_missing() -> None:
     )
     off, on = tables.coverage(rows).to_dict("records")
     assert (off["layers"], off["expected"], off["trained"], off["missing"]) == (3, 5, 1, "a 2, 4")
+    assert (off["trained auxk"], on["trained auxk"]) == (1, 0)
     assert (on["layers"], on["missing"]) == (1, "a 2-4; af all")
     listed = tables.coverage(rows, {"a": range(1, 5), "big": range(1, 11)}).iloc[0]
     assert (listed["layers"], listed["expected"], listed["missing"]) == (3, 15, "a 2, 4; big all")
@@ -238,6 +263,25 @@ def test_conditions_take_the_end_from_trained_records() -> None:
     assert found.loc[("a", "off"), "init TopK"] == 50
     assert found.loc[("b", "on"), "trained layers"] == 0
     assert np.isnan(found.loc[("b", "on"), "end TopK"])
+
+
+def test_conditions_tell_revivals_apart_at_the_end_only() -> None:
+    rows = frame(
+        make_record("a", 1, dead_pct_init_topk=80.0),
+        make_record("a", 2, dead_pct_init_topk=20.0, **trained(dead_pct_final_topk=4.0, dead_pct_final=3.0)),
+        make_record("a", 2, dead_pct_init_topk=20.0, revival="auxk", **trained(dead_pct_final_topk=1.0)),
+        make_record("a", 2, dead_pct_init_topk=0.0, centering="on"),
+    )
+    found: Any = tables.conditions(rows)
+    mine = found[found["model"] == "a"].drop(columns="model")
+    assert list(zip(mine["revival"], mine["centering"], strict=True)) == [
+        ("none", "off"),
+        ("auxk", "off"),
+        ("none", "on"),
+    ]
+    assert list(mine["init TopK"]) == [50, 50, 0]
+    assert list(mine["end TopK"])[:2] == [4, 1]
+    assert list(mine["end inactive"])[:2] == [3, 5]
 
 
 def test_theory_finds_a_known_error() -> None:
