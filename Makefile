@@ -4,23 +4,36 @@ PYTHON ?= python3
 PYTEST = .venv/bin/python -m pytest
 CACHE = $(or $(SAE_OUTLIERS_CACHE),$(HOME)/.cache/sae_outliers)
 MODELS = glob(offline/*,exclude=offline/spliceai)
+RECOVERY = smollm2:16 minilm:5 antiberty:8 sapiens:4 vit_s14:12 efficientnet_lite0:16
 WEIGHTS = .venv/.weights
 ifeq ($(SPLICEAI),yes)
 MODELS = glob(offline/*)
+RECOVERY += spliceai:12
 WEIGHTS += .venv/.spliceai
 endif
 
+BENCH = $(if $(wildcard .venv-peers/.installed),.venv-peers,.venv)/bin/python
+
 .DEFAULT_GOAL := help
-.PHONY: help install weights esm demo aggregate test test-slow lint bench clean
+.PHONY: help install weights esm demo recovery aggregate test test-slow test-peers lint bench bench-peers clean
 
 help: ## list the targets
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
 
 demo: weights ## the main job on real weights: all offline layers measured, SAEs trained on two; tables and figures
 	.venv/bin/python -m sae_outliers.run -m 'model=$(MODELS)' experiment=init
 	.venv/bin/python -m sae_outliers.run -m model=offline/smollm2 layer=16 experiment=death_curves
 	.venv/bin/python -m sae_outliers.run -m model=offline/vit_s14 layer=12 experiment=death_curves
 	.venv/bin/python -m sae_outliers.aggregate
+
+recovery: weights ## which dead features come back: SAEs on one layer of each model, and with planted γ (hours)
+	for layer in $(RECOVERY); do \
+		.venv/bin/python -m sae_outliers.run -m experiment=recovery results_dir=results/recovery \
+			model=offline/$${layer%:*} layer=$${layer#*:}; done
+	.venv/bin/python -m sae_outliers.run -m experiment=planted results_dir=results/recovery model=offline/minilm layer=5
+	.venv/bin/python -m sae_outliers.run -m experiment=planted results_dir=results/recovery model=synthetic/sparse layer=1 \
+		data.rescale_mean=0.5,1,2,5,15,30
+	.venv/bin/python -m sae_outliers.aggregate results_dir=results/recovery allow_mixed=true
 
 install: .venv/.installed ## make .venv with this project and its dependencies
 
@@ -37,16 +50,21 @@ test: weights ## the tests, but for the slow ones
 test-slow: weights ## the slow tests
 	$(PYTEST) -m slow
 
+test-peers: bench-peers ## the tests that compare with SAELens, dictionary_learning and sparsify
+	.venv-peers/bin/python -m pytest tests/peers tests/test_export.py
+
 lint: install ## formatting, lint and types
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
 	.venv/bin/mypy
 
-bench: install ## timings of the kernels, as ratios to the encoder's matrix product
-	.venv/bin/python tests/benchmarks/kernels.py
+bench: install ## speed and memory as ratios to the encoder's product, beside the peers if they are there (10 min)
+	$(BENCH) -m tests.benchmarks
 
-clean: ## remove the environment; results stay
-	rm -rf .venv *.egg-info
+bench-peers: .venv-peers/.installed ## add the other SAE libraries, in an environment of their own
+
+clean: ## remove the environments; results stay
+	rm -rf .venv .venv-peers *.egg-info
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -67,6 +85,11 @@ clean: ## remove the environment; results stay
 	mkdir -p $(CACHE)/emboss-test
 	cd $(CACHE)/emboss-test && { apt-get download -q emboss-test || { apt-get update -q && apt-get download -q emboss-test; } }
 	cd $(CACHE)/emboss-test && dpkg -x emboss-test_*.deb . && rm emboss-test_*.deb
+	@touch $@
+
+.venv-peers/.installed: pyproject.toml conf/packages/peers.txt | .venv/bin/python
+	.venv/bin/python -m venv .venv-peers
+	.venv-peers/bin/python -m pip install -q -e '.[dev]' -r conf/packages/peers.txt
 	@touch $@
 
 .venv/.esm: conf/packages/esm.txt .venv/.installed

@@ -182,6 +182,11 @@ def test_batchtopk_threshold_is_a_running_mean_of_the_least_selected_value(x: Te
     for batch in x.split(12):
         sae.training_step(batch)
     torch.testing.assert_close(sae.threshold, 0.99 * least[0] + 0.01 * least[1])
+    with torch.no_grad():
+        sae.b_enc -= 1e3
+    before = sae.threshold.clone()
+    sae.training_step(x)  # nothing is positive, so nothing is the least
+    assert torch.equal(sae.threshold, before)
 
 
 def test_relu_april_leaves_decoder_norms_free_and_others_do_not() -> None:

@@ -168,3 +168,18 @@ def test_submitits_launcher_runs_the_sweep_and_a_killed_job_is_named_there_too(t
     output, _ = again.communicate(timeout=280)
     assert again.returncode == 0, output
     assert {record["layer"] for record in records(tmp_path)} == {2, 3}
+
+
+def test_variants_are_one_job_with_a_record_each_and_what_is_finished_is_left_out(command: Run, tmp_path: Path) -> None:
+    arguments = ("model=offline/minilm", "layer=1,2", *SMALL, "train.steps=10", "train.n_tokens=2000",
+                 "train.batch_size=64", "train.dead_window=100")  # fmt: skip
+    first = command("sae_outliers.run", "-m", *arguments, "revival=auxk")
+    assert first.returncode == 0, first.stdout + first.stderr
+    done = command("sae_outliers.run", "-m", *arguments, "variants=['revival=auxk','centering=on sae.k=4']")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 job(s) done, 0 finished before, 0 failed" in done.stdout
+    found = {(r["layer"], r["revival"], r["centering"], r["k"], r["side_by_side"]) for r in records(tmp_path)}
+    expected = {("auxk", "off", 8, 1), ("none", "on", 4, 1)}  # the first was there, so each was trained alone
+    assert found == {(layer, *condition) for layer in (1, 2) for condition in expected}
+    again = command("sae_outliers.run", "-m", *arguments, "variants=['revival=auxk','centering=on sae.k=4']")
+    assert "0 job(s) done, 2 finished before" in again.stdout

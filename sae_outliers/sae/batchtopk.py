@@ -32,7 +32,8 @@ class BatchTopK(SparseAutoencoder):
         """The k * tokens largest pre-activations of x [tokens, d_model]; moves the threshold towards the least."""
         code = choose_batch_topk(x - self.b_dec, self.W_enc, self.b_enc, self.k)
         least = torch.where(code.values > 0, code.values, torch.inf).amin()
-        self.threshold.copy_(torch.where(self.threshold < 0, least, torch.lerp(least, self.threshold, MEMORY)))
+        moved = torch.where(self.threshold < 0, least, torch.lerp(least, self.threshold, MEMORY))
+        self.threshold.copy_(torch.where(least.isfinite(), moved, self.threshold))  # nothing was positive: no least
         return code
 
     def training_step(self, x: Tensor) -> StepOutput:
