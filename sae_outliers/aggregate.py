@@ -141,6 +141,9 @@ def check_mixed(records: pd.DataFrame, allow: bool) -> list[Mix]:
     Raises:
         ValueError: there are any, and `allow` does not let them pass, or the records are of different versions.
     """
+    versions = Mix("schema_version", records["schema_version"].value_counts().sort_index())
+    if len(versions.counts) > 1:
+        raise ValueError(refusal(f"The records differ in {tables.describe_mix([versions])}", "", versions))
     planted = records["planted_gamma"].notna()
     sides = [("The records", "planted_gamma.notna() or " if planted.any() else "", records[~planted])]
     for model, rows in records[planted].groupby("model"):
@@ -149,7 +152,7 @@ def check_mixed(records: pd.DataFrame, allow: bool) -> list[Mix]:
     mixed = []
     for who, others, rows in sides:
         found = tables.mixed_settings(rows)
-        if found and (not allow or found[0].column == "schema_version"):
+        if found and not allow:
             raise ValueError(refusal(f"{who} differ in {tables.describe_mix(found)}", others, found[0]))
         mixed += found
     return mixed

@@ -115,15 +115,12 @@ def export(
 
 def reading(described: dict[str, Any]) -> str:
     """What the SAE expects that the files do not do, in a sentence."""
-    name, planted = described.get("preprocessing", "unknown"), described.get("planted_gamma")
-    steps = [] if name == "raw" else [PREPROCESSING.get(name, f"preprocessing={name}")]
-    if planted is not None:
-        steps.append(f"the shift that gives the tokens' mean γ = {planted}")
-    if not steps:
+    name = described.get("preprocessing", "unknown")
+    if name == "raw":
         return "The SAE reads and reconstructs activations as the model has them: there is nothing to apply before."
     return (
         "The SAE reads and reconstructs preprocessed activations, and these files do not preprocess: "
-        f"before, apply {', then '.join(steps)}."
+        f"before, apply {PREPROCESSING.get(name, f'preprocessing={name}')}."
     )
 
 

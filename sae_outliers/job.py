@@ -5,7 +5,7 @@ import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch import Tensor
 from sae_outliers import theory
 from sae_outliers.activations.extract import extract, store_dir, tokens_wanted, training_tokens
 from sae_outliers.activations.store import LayerFiles, LayerTokens
-from sae_outliers.centering import get_centering
+from sae_outliers.centering import Affine, get_centering
 from sae_outliers.config import RunConfig, options_of
 from sae_outliers.device import resolve_device
 from sae_outliers.evaluate import Evaluation, compare_selection, count_fates, evaluate
@@ -245,6 +245,12 @@ class Job:
         """What the SAE sees of preprocessed tokens [tokens, d_model]."""
         return self.centering.apply(self.plant(x))
 
+    def from_preprocessed(self) -> Affine:
+        """The map from preprocessed tokens to what the SAE sees, and back."""
+        return (
+            self.centering if self.shift is None else replace(self.centering, shift=self.centering.shift - self.shift)
+        )
+
     def eval_tokens(self) -> Iterator[Tensor]:
         """The evaluation tokens before centering."""
         return map(self.plant, self.data.eval_tokens())
@@ -302,7 +308,7 @@ class Job:
         columns = self.identity_columns() | self.severity_columns() | self.initial_columns()
         columns |= self.final_columns(final) | self.selection_columns()
         if trained:  # an untrained SAE follows from its seed
-            save_sae(self.directory / "sae.safetensors", self.sae, self.centering, columns)
+            save_sae(self.directory / "sae.safetensors", self.sae, self.from_preprocessed(), columns)
         return Record(**columns, **self.provenance_columns(seconds), side_by_side=side_by_side)
 
     def write_features(self, columns: dict[str, Tensor]) -> None:

@@ -8,13 +8,14 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.colors import ListedColormap, LogNorm, to_rgb
+from matplotlib.colors import ListedColormap, LogNorm, Normalize, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import EngFormatter, MaxNLocator
+from matplotlib.transforms import offset_copy
 
-from sae_outliers.figures import MEASURES, STYLE, curves_panel, gamma_axis, gamma_limits
+from sae_outliers.figures import MEASURES, STYLE, WIDE_RANGE, curves_panel, gamma_axis, gamma_limits
 from sae_outliers.recovery import Trained, by_model, recovery
 
 NAMES = ("recovery_bars", "recovery_against_bias", "recovery_time", "planted_curves")
@@ -124,13 +125,14 @@ def recovery_against_bias(curves: pd.DataFrame) -> Figure:
     """
     figure = Figure(figsize=(7.4, 3.9), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
-    norm = LogNorm(*gamma_limits(curves["gamma"]))
+    low, high = gamma_limits(curves["gamma"])
+    norm = (LogNorm if high / low > WIDE_RANGE else Normalize)(low, high)
     for axes, (death, name) in zip(panels, DEATHS.items(), strict=True):
         for _, run in curves.sort_values("tokens").groupby("run_dir"):
             _bias_line(axes, run, f"dead_pct_{death}", COLORMAP(norm(run["gamma"].iloc[0])))
         axes.set(title=f"Dead by {name}", ylim=(-3, 103), xlabel="‖b_dec - μ‖ / ‖μ‖")
-        low, high = curves["b_dec_distance"].min(), min(curves["b_dec_distance"].max(), FARTHEST)
-        axes.set_xlim(high + 0.04 * (high - low), low - 0.04 * (high - low))
+        near, far = curves["b_dec_distance"].min(), min(curves["b_dec_distance"].max(), FARTHEST)
+        axes.set_xlim(far + 0.04 * (far - near), near - 0.04 * (far - near))
         axes.xaxis.set_major_locator(MaxNLocator(5))
     panels[0].set_ylabel("features (%)")
     bar = figure.colorbar(mpl.cm.ScalarMappable(norm, COLORMAP), ax=panels, aspect=30, pad=0.01)
@@ -172,9 +174,8 @@ def recovery_time(runs: pd.DataFrame) -> Figure:
             gamma_axis(axes, runs["planted_gamma"])
             for condition, group in mine.groupby("condition"):
                 _times(axes, group, f"half_{death}", str(condition))
-            axes.set(
-                title=f"{model}, layer {layer}: dead by {name}", xlabel="", ylim=(0, 1.1 * mine["tokens_trained"].max())
-            )
+            axes.set_title(fill(f"{model}, layer {layer}: dead by {name}", 44), fontsize=9)
+            axes.set(xlabel="", ylim=(0, 1.1 * mine["tokens_trained"].max()))
             axes.yaxis.set_major_formatter(EngFormatter(sep=""))
     figure.supxlabel("planted γ", fontsize=9)
     figure.supylabel("training tokens to half of the dead", fontsize=9)
@@ -189,17 +190,11 @@ def _times(axes: Axes, runs: pd.DataFrame, column: str, condition: str) -> None:
     axes.plot(median.index, median, c=color, ls=style, lw=1)
     axes.plot(reached["planted_gamma"], reached[column], c=color, ls="", marker=marker, ms=4.5)
     never = runs[np.isinf(runs[column])]
-    beside = 1.05 ** (list(LOOKS).index(condition) - 1)  # the triangles of several conditions would coincide
-    axes.plot(
-        never["planted_gamma"] * beside,
-        never["tokens_trained"],
-        c=color,
-        ls="",
-        marker="^",
-        ms=6,
-        mfc="none",
-        clip_on=False,
-    )
+    if len(never):  # what has no place and is not clipped upsets the layout
+        points = 4 * (list(LOOKS).index(condition) - 1.5)  # aside, for those of several conditions would coincide
+        beside = offset_copy(axes.transData, axes.figure, x=points, units="points")
+        ends = never["planted_gamma"], never["tokens_trained"]
+        axes.plot(*ends, c=color, ls="", marker="^", ms=6, mfc="none", clip_on=False, transform=beside)
 
 
 def _time_keys(runs: pd.DataFrame) -> list[Line2D]:
@@ -230,7 +225,7 @@ def planted_curves(curves: pd.DataFrame) -> Figure:
     for line, row in zip(grid, rows, strict=True):
         for axes, (source, gamma, runs) in zip(line, row, strict=False):
             curves_panel(axes, [(LOOKS[str(c)][1], group) for c, group in runs.groupby("condition")], DEATH_MEASURES)
-            axes.set_title(f"{source}\nγ = {gamma:g}", fontsize=8)
+            axes.set_title(f"{fill(source, 20)}\nγ = {gamma:g}", fontsize=8)
         for axes in line[len(row) :]:
             axes.set_axis_off()
     for column in grid.T:
@@ -238,7 +233,7 @@ def planted_curves(curves: pd.DataFrame) -> Figure:
     grid[0, 0].set_ylim(-3, 103)
     figure.supxlabel("training tokens", fontsize=9)
     figure.supylabel("features (%)", fontsize=9)
-    figure.legend(handles=_curve_keys(curves), loc="outside upper center", ncols=6)
+    figure.legend(handles=_curve_keys(curves), loc="outside upper center", ncols=6 if across > 3 else 3)
     return figure
 
 

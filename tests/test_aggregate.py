@@ -1,6 +1,7 @@
 """The command from end to end: records and a made-up reference in, tables and figures out, errors in one sentence."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,12 +9,18 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from hydra import compose, initialize_config_dir
 
 from sae_outliers import aggregate
-from sae_outliers.records import Record, run_dir, write_record
-from sae_outliers.reference import COLUMNS, in_published_domains, read_reference
-from sae_outliers.tables import mixed_settings
-from tests.test_figures import curves
+from sae_outliers.records import Record
+from sae_outliers.reference import (
+    COLUMNS,
+    TRAINED_COLUMNS,
+    in_published_domains,
+    read_reference,
+    read_trained_reference,
+)
+from tests.test_recovery import make_curve, make_features, store_run
 from tests.test_tables import frame, make_record, many_layers, trained
 
 ROOT = Path(__file__).parents[1]
@@ -27,13 +34,8 @@ def run(tmp_path: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
 
 def store(results_dir: Path, *records: Record) -> None:
     for record in records:
-        directory = run_dir(results_dir, record.model, record.layer, record.run_id)
-        directory.mkdir(parents=True, exist_ok=True)
-        write_record(directory, record)
-        if record.train_steps:
-            curves(centerings=("off",)).drop(columns=["run_id", "model", "sae", "centering"]).to_parquet(
-                directory / "curves.parquet"
-            )
+        curve, features = make_curve([80, 30, 5]), make_features([0, 1, 2], [0, 0, 2], [0.5, -0.2, -0.6])
+        store_run(results_dir, record, *((curve, features) if record.train_steps else ()))
 
 
 def handful() -> list[Record]:
@@ -49,6 +51,15 @@ def handful() -> list[Record]:
             records.append(make_record(model, layer, run_id="on", centering="on", **common, **on))
     middle = records[2]
     return [*records, make_record(**vars(middle) | {"run_id": "trained"} | trained())]
+
+
+def planted() -> list[Record]:
+    """A layer at two planted γ, of other sizes than the natural ones."""
+    of = dict(domain="vision", last_layer=3, n_features=512, dead_pct_init_topk=90.0, dead_pct_init_relu=40.0)
+    return [
+        make_record("b", 1, run_id=f"γ{gamma}", planted_gamma=gamma, gamma=gamma, **of, **trained(lr=7.0))
+        for gamma in (20.0, 50.0)
+    ]
 
 
 def write_reference(path: Path, rows: pd.DataFrame | None = None) -> Path:
@@ -70,10 +81,11 @@ def test_records_become_tables_and_figures_and_nothing_else(tmp_path: Path) -> N
     done = run(tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
-    names = ("spearman", "models", "conditions", "theory", "coverage")
+    names = ("spearman", "models", "conditions", "theory", "coverage", "recovery", "fates", "alignment")
     written = {f"{name}.{kind}" for name in names for kind in ("csv", "md", "tex")}
     assert {path.name for path in (tmp_path / "results/tables").iterdir()} == written
-    drawn = {f"{n}.{k}" for n in ("gamma_vs_death", "gamma_by_depth", "death_curves") for k in ("png", "pdf")}
+    figures = ("gamma_vs_death", "gamma_by_depth", "death_curves", "recovery_bars", "recovery_against_bias")
+    drawn = {f"{n}.{k}" for n in figures for k in ("png", "pdf")}
     assert {path.name for path in (tmp_path / "results/figures").iterdir()} == drawn
     assert {path.name for path in tmp_path.iterdir()} == {"results"}
     assert {path.name for path in (tmp_path / "results").iterdir()} == {"runs", "tables", "figures"}
@@ -83,8 +95,47 @@ def test_records_become_tables_and_figures_and_nothing_else(tmp_path: Path) -> N
     assert list(tables["models"]["TopK on worst"]) == [0.5, 0.5]
     assert tables["conditions"].set_index(["model", "centering"]).loc[("glm2", "off"), "end TopK"] == 5
     assert "Layers of one model are not independent" in (tmp_path / "results/tables/spearman.md").read_text()
-    assert "topk, off: 6/6, 1 of them trained" in done.stdout
+    assert "topk, off: 6/6, 1 of them trained\n" in done.stdout
+    assert tables["recovery"][["TopK init", "TopK end"]].to_numpy().tolist() == [[38, 5]]
+    assert "  glm2 (layer 2, γ 2.00): TopK 38.0 -> 5.0\n" in done.stdout
+    assert "-cos(W_enc, μ)" in (tmp_path / "results/tables/alignment.md").read_text()
     assert "results/tables" in done.stdout
+
+
+def test_untrained_records_have_no_part_in_recovery(tmp_path: Path) -> None:
+    store(tmp_path / "results", *handful()[:-1])
+    done = run(tmp_path)
+    assert done.returncode == 0, done.stderr
+    written = {path.stem for folder in ("tables", "figures") for path in (tmp_path / "results" / folder).iterdir()}
+    assert written == {"spearman", "models", "conditions", "theory", "coverage", "gamma_vs_death", "gamma_by_depth"}
+    assert "after training" not in done.stdout
+
+
+def test_planted_records_enter_recovery_alone(tmp_path: Path) -> None:
+    store(tmp_path / "natural", *handful())
+    store(tmp_path / "both", *handful(), *planted())
+    for results_dir in ("natural", "both"):
+        done = run(tmp_path, f"results_dir={results_dir}")
+        assert done.returncode == 0, done.stderr
+    for name in ("spearman", "models", "theory", "conditions", "coverage", "recovery"):
+        alone, beside = ((tmp_path / folder / f"tables/{name}.csv").read_text() for folder in ("natural", "both"))
+        assert alone == beside
+    for name in ("gamma_vs_death", "gamma_by_depth", "death_curves", "recovery_bars"):
+        alone, beside = ((tmp_path / folder / f"figures/{name}.png").read_bytes() for folder in ("natural", "both"))
+        assert alone == beside
+    assert list(pd.read_csv(tmp_path / "both/tables/planted.csv")["planted γ"]) == [20, 50]
+    assert set(pd.read_csv(tmp_path / "both/tables/fates.csv")["planted γ"].dropna()) == {20, 50}
+    added = {path.stem for path in (tmp_path / "both/figures").iterdir()}
+    added -= {path.stem for path in (tmp_path / "natural/figures").iterdir()}
+    assert added == {"recovery_time", "planted_curves"}
+
+
+def test_planted_records_alone(tmp_path: Path) -> None:
+    store(tmp_path / "results", *planted())
+    done = run(tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert {path.stem for path in (tmp_path / "results/tables").iterdir()} == {"planted", "fates", "alignment"}
+    assert "Spearman" not in done.stdout
 
 
 def test_the_reference_alone(tmp_path: Path) -> None:
@@ -114,6 +165,36 @@ def test_the_reference_beside_own_records(tmp_path: Path) -> None:
     assert {"own MAE", "published MAE", "own bias", "published bias"} < set(theory)
 
 
+def write_trained_reference(path: Path) -> Path:
+    """Invented rows in the published columns of trained SAEs, 1 to 6 in each."""
+    values = {name: float(i) for i, name in enumerate(TRAINED_COLUMNS, start=1)}
+    pd.DataFrame(
+        [{"model": model, "layer": layer, **values, "domain": "language"} for model, layer in (("glm2", 2), ("x", 9))]
+    ).to_csv(path, index=False)
+    return path
+
+
+def test_the_published_trained_table_beside_own_records(tmp_path: Path) -> None:
+    store(tmp_path / "results", *handful())
+    write_trained_reference(tmp_path / "trained.csv")
+    done = run(tmp_path, "reference_trained=trained.csv")
+    assert done.returncode == 0, done.stderr
+    found: Any = pd.read_csv(tmp_path / "results/tables/reference_recovery.csv").set_index("model")
+    assert found["published TopK init"].to_dict() == {"glm2": 1, "x": 1}
+    assert found["published + centering end"].to_dict() == {"glm2": 6, "x": 6}
+    assert tuple(found.loc["glm2", ["domain", "layer", "own TopK init", "own TopK end"]]) == ("language", 2, 38, 5)
+    assert found.loc["x"].filter(like="own").isna().all()
+    assert found["own + AuxK end"].isna().all()  # not run
+
+
+def test_the_published_trained_table_alone(tmp_path: Path) -> None:
+    write_trained_reference(tmp_path / "trained.csv")
+    done = run(tmp_path, "reference_trained=trained.csv")
+    assert done.returncode == 0, done.stderr
+    found = pd.read_csv(tmp_path / "results/tables/reference_recovery.csv")
+    assert list(found) == ["domain", "model", "layer", *(f"published {name}" for name in TRAINED_COLUMNS.values())]
+
+
 def test_allow_mixed_says_what_it_mixed(tmp_path: Path) -> None:
     store(tmp_path / "results", *(make_record("a", i, run_id=str(s), seed=s) for i in (1, 2, 3) for s in (0, 1)))
     done = run(tmp_path, "allow_mixed=true")
@@ -139,6 +220,7 @@ def test_a_new_call_leaves_nothing_of_a_former_one(tmp_path: Path) -> None:
     [
         ([], "There are no records below results/runs"),
         (["reference=nowhere.csv"], "The reference nowhere.csv cannot be read"),
+        (["reference_trained=nowhere.csv"], "The reference nowhere.csv cannot be read"),
         (["resultsdir=x"], "Key 'resultsdir' not in 'AggregateConfig'"),
         (["allow_mixed=perhaps"], "not a valid bool"),
     ],
@@ -189,17 +271,72 @@ def test_a_bad_where_is_named(where: str, message: str) -> None:
     assert message in str(error.value)
 
 
-def test_the_refusal_quotes_text_values_as_a_condition_needs_them() -> None:
-    rows = frame(make_record(), make_record(layer=2, preprocessing="raw"), make_record(layer=3))
-    message = aggregate.refusal(mixed_settings(rows))
-    assert "preprocessing (postln in 2, raw in 1 of the records)" in message
-    assert "where=\"preprocessing == 'postln'\"" in message
-    assert len(aggregate.select(rows, message.split('where="')[1].split('"')[0])) == 2
+def hinted(message: str) -> str:
+    """The argument that a refusal proposes, as it is typed into a shell."""
+    found = re.search("for example with ('.*')(, or pass|$)", message)
+    assert found
+    return found[1]
+
+
+OPTIONS = ('{"sparsity": 0.1}', '{"sparsity": 0.2}')
+MIXED: dict[str, list[Record]] = {  # the last record is the one that the hint leaves out
+    "text": [make_record(layer=1), make_record(layer=3), make_record(layer=2, preprocessing="raw")],
+    "options": [
+        make_record(layer=1, **trained()),
+        *(make_record(layer=i, sae="relu", sae_options=OPTIONS[i == 3], **trained()) for i in (1, 2, 3)),
+    ],
+    "natural beside planted": [make_record(), make_record(layer=2), *planted(), make_record(layer=3, k=2)],
+    "planted beside others": [
+        *(make_record(), make_record("c", planted_gamma=2.0, k=7)),
+        *(*planted(), make_record("b", 2, n_features=512, planted_gamma=4.0, lr=7.0, k=2)),
+    ],
+    "versions": [make_record(schema_version=2), make_record(layer=2)],
+}
+
+
+@pytest.mark.parametrize("records", MIXED.values(), ids=MIXED.keys())
+def test_what_a_refusal_proposes_works_in_a_shell(tmp_path: Path, records: list[Record]) -> None:
+    with pytest.raises(ValueError, match="differ in") as error:
+        aggregate.check_mixed(frame(*records), allow=False)
+    shown = f"{sys.executable} -c 'import sys; print(sys.argv[1])' {hinted(str(error.value))}"
+    typed = subprocess.run(["bash", "-c", shown], capture_output=True, text=True, check=True).stdout.strip()
+    config: Any = compose_aggregate(typed)
+    left = aggregate.select(frame(*records), config.where)
+    assert list(left["run_id"]) == [record.run_id for record in records[:-1]]
+    assert not aggregate.check_mixed(left, allow=False)
+
+
+def compose_aggregate(override: str) -> Any:
+    with initialize_config_dir(str(ROOT / "conf"), version_base=None):
+        return compose("aggregate", [override])
+
+
+def test_records_of_two_versions_are_refused_even_if_mixed_ones_are_allowed() -> None:
+    rows = frame(make_record(), make_record(layer=2, schema_version=2))
+    with pytest.raises(ValueError, match="schema_version == 2") as error:
+        aggregate.check_mixed(rows, allow=True)
+    assert "allow_mixed" not in str(error.value)
+    with pytest.raises(ValueError, match="schema_version == 2"):  # natural ones of one version, planted of the other
+        aggregate.check_mixed(frame(make_record(), make_record(schema_version=2, planted_gamma=2.0)), allow=False)
+
+
+def test_settings_may_differ_between_natural_layers_and_planted_ones_and_between_sources() -> None:
+    natural, other = make_record(), make_record("c", planted_gamma=2.0, k=9)
+    assert not aggregate.check_mixed(frame(natural, *planted(), other), allow=False)
+    mixed = aggregate.check_mixed(frame(natural, make_record(layer=2, k=3), *planted()), allow=True)
+    assert [mix.column for mix in mixed] == ["k"]
+    with pytest.raises(ValueError, match="The records of c with a planted γ differ in k"):
+        aggregate.check_mixed(frame(natural, other, make_record("c", 2, planted_gamma=2.0)), allow=False)
 
 
 def test_records_of_another_version_are_named() -> None:
-    with pytest.raises(ValueError, match="No record has the column\\(s\\) fvu"):
-        aggregate.check_columns(frame(make_record()).drop(columns="fvu"))
+    rows = frame(make_record(), make_record("new", 2))
+    with pytest.raises(ValueError, match=r"No record has the column\(s\) fvu"):
+        aggregate.check_columns(rows.drop(columns="fvu"))
+    old = rows.assign(revival=[None, "none"], k=[None, 64])  # as they are read beside newer ones
+    assert aggregate.check_columns(old) is old
+    with pytest.raises(ValueError, match=r"No record has the column\(s\) revival, k: they were written by another"):
+        aggregate.check_columns(old[:1])
 
 
 def test_expected_layers_come_from_model_configs(tmp_path: Path) -> None:
@@ -225,6 +362,18 @@ def test_a_reference_names_its_faults(tmp_path: Path) -> None:
     whole.astype({"gamma": object}).replace({"gamma": {whole["gamma"][0]: "?"}}).to_csv(path, index=False)
     with pytest.raises(ValueError, match="cells that are not numbers in gamma"):
         read_reference(path)
+
+
+def test_a_trained_reference_names_its_faults(tmp_path: Path) -> None:
+    path = write_trained_reference(tmp_path / "t.csv")
+    assert list(read_trained_reference(path))[:5] == ["domain", "model", "layer", "TopK init", "TopK end"]
+    whole = pd.read_csv(path)
+    whole.drop(columns=["dead_pct_final_auxk", "layer"]).to_csv(path, index=False)
+    with pytest.raises(ValueError, match=r"t\.csv lacks the column\(s\) layer, dead_pct_final_auxk$"):
+        read_trained_reference(path)
+    whole.assign(dead_pct_init_centered="none").to_csv(path, index=False)
+    with pytest.raises(ValueError, match="cells that are not numbers in dead_pct_init_centered"):
+        read_trained_reference(path)
 
 
 def test_published_domains() -> None:

@@ -1,6 +1,7 @@
 """The exported files without the libraries that read them; tests/peers loads them with those."""
 
 import json
+import re
 import os
 import subprocess
 import sys
@@ -202,19 +203,13 @@ def test_sparsify_gets_its_keys_and_whether_rows_are_at_unit_norm(kind: Kind, ac
 @pytest.mark.parametrize(
     ("described", "sentence"),
     [
-        ({"preprocessing": "raw", "planted_gamma": None}, "there is nothing to apply before"),
-        (
-            {"preprocessing": "postln", "planted_gamma": 3.0},
-            r"sqrt\(d_model\), then the shift that gives the tokens' mean γ = 3.0",
-        ),
+        ({"preprocessing": "raw"}, "there is nothing to apply before"),
+        ({"preprocessing": "postln"}, r"apply LayerNorm without affine .*times sqrt\(d_model\)"),
         ({}, "apply preprocessing=unknown"),
     ],
 )
 def test_reading_names_what_the_files_do_not_do(described: dict[str, Any], sentence: str) -> None:
-    text = reading(described)
-    assert text.count(". ") == 0
-    with pytest.raises(ValueError, match=sentence):  # for its regular expression
-        raise ValueError(text)
+    assert re.search(sentence, reading(described))
 
 
 def test_refusals_say_what_to_do_and_leave_no_files(tmp_path: Path) -> None:

@@ -165,6 +165,17 @@ def test_a_planted_gamma_is_the_gamma_that_the_sae_sees_and_changes_nothing_else
     assert planted["dead_pct_init_relu"] == pytest.approx(100 * ((x @ W.T) <= 0).all(0).double().mean().item(), abs=0.1)
 
 
+def test_an_sae_trained_at_a_planted_gamma_folds_back_to_the_tokens_as_they_are(command: Run, tmp_path: Path) -> None:
+    done = command("sae_outliers.run", *SMALL, *TRAINED, "layer=3", "data.rescale_mean=15", "centering=on")
+    assert done.returncode == 0, done.stderr
+    (record,) = records(tmp_path)
+    (directory,) = (tmp_path / "runs/minilm/3").iterdir()
+    x = postln(stored_tokens(tmp_path, 3))
+    with torch.no_grad():
+        error = (x - fold(*load_sae(directory / "sae.safetensors"))(x)).square().sum()
+    assert (error / (x - x.mean(0)).square().sum()).item() == pytest.approx(record["fvu"], rel=1e-3)
+
+
 def test_initialisations_and_b_dec_are_where_the_config_says(command: Run, tmp_path: Path) -> None:
     variants = "variants=['','init=active_subspace init.rank=20','init=datapoint init.blend=1','init.b_dec=mean']"
     done = command("sae_outliers.run", *SMALL, "layer=3", "train=none", variants)
