@@ -1,43 +1,34 @@
-"""One layer of one model under one condition, from stored activations to the record."""
+"""One layer of one model under one condition, from its tokens to the record."""
 
 import json
-import logging
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch.nn.functional as F
-from filelock import FileLock
 from hydra.utils import get_class
 from omegaconf import OmegaConf
 from torch import Tensor
 
 from sae_outliers import theory
-from sae_outliers.activations.extract import extract, store_dir, tokens_wanted, training_tokens
-from sae_outliers.activations.store import LayerFiles, LayerTokens
 from sae_outliers.centering import Affine, get_centering
 from sae_outliers.config import RunConfig, options_of
-from sae_outliers.device import resolve_device
 from sae_outliers.evaluate import Evaluation, compare_selection, count_fates, evaluate
 from sae_outliers.fates import FateCounter, alignment
 from sae_outliers.files import digest, written_whole
 from sae_outliers.initialise import initialise
+from sae_outliers.layer_data import LayerData
 from sae_outliers.metrics import MetricsFile, Point
-from sae_outliers.preprocessing import PREPROCESSINGS, get_preprocessing
 from sae_outliers.provenance import device_name, git_commit, peak_memory_mb, versions
-from sae_outliers.records import SCHEMA_VERSION, Record, is_finished, run_dir, write_record
+from sae_outliers.records import SCHEMA_VERSION, Record, run_dir
 from sae_outliers.sae.autoencoder import SparseAutoencoder
 from sae_outliers.sae.folding import folded_encoder, save_sae
 from sae_outliers.sae.topk import TopK
-from sae_outliers.severity import Moments, effective_rank, moments, outlier_dims
-from sae_outliers.tracking import Tracker, start_tracker
-from sae_outliers.train import Member, Trainer, train
-
-log = logging.getLogger(__name__)
+from sae_outliers.severity import effective_rank, moments, outlier_dims
+from sae_outliers.tracking import Tracker
+from sae_outliers.train import Member, Trainer
 
 CHECKPOINT = "checkpoint.safetensors"  # there only while a job is under way
 
@@ -81,130 +72,6 @@ def sae_seed(cfg: RunConfig) -> int:
 
 def directory_of(cfg: RunConfig, layer: int) -> Path:
     return run_dir(Path(cfg.results_dir), cfg.model.name, layer, run_id(cfg, layer))
-
-
-def run_layer(variants: Sequence[RunConfig], layer: int) -> list[Path]:
-    """Run one layer under each config to its record, or recognise those that are finished; returns their folders.
-
-    What is left trains side by side on one stream of batches. A job that was interrupted goes on from its checkpoint.
-    Two processes never work on the same job: the second waits and then finds it finished.
-
-    Raises:
-        ValueError: the configs do not share their stream of tokens.
-    """
-    check_one_stream(variants)
-    directories = {directory_of(cfg, layer): cfg for cfg in variants}
-    with ExitStack() as locked:
-        for directory in sorted(directories):  # in one order everywhere, so that no two processes wait for each other
-            directory.mkdir(parents=True, exist_ok=True)
-            locked.enter_context(FileLock(directory / ".lock"))
-        left = {directory: cfg for directory, cfg in directories.items() if not is_finished(directory)}
-        for directory in directories.keys() - left.keys():
-            log.info("%s: finished before", directory)
-        if left:
-            run_side_by_side(left, layer)
-    return list(directories)
-
-
-def run_side_by_side(configs: Mapping[Path, RunConfig], layer: int) -> None:
-    """Run a layer under each config, whose folder is given, to its record."""
-    start = time.monotonic()
-    for directory, cfg in configs.items():
-        resolved = OmegaConf.to_yaml(OmegaConf.merge(cfg, {"layer": layer, "variants": []}), resolve=True)
-        (directory / "config.yaml").write_text(resolved)
-    first = next(iter(configs.values()))
-    extract(first, [layer])
-    data = LayerData(first, layer)
-    jobs: list[Job] = []
-    try:
-        for directory, cfg in configs.items():
-            jobs.append(Job(cfg, layer, directory, start_tracker(cfg, layer, directory.name), data))
-            jobs[-1].prepare()
-        train_all(jobs, data)
-        while jobs:
-            record = jobs[0].finish(len(configs), time.monotonic() - start)
-            write_record(jobs[0].directory, record)
-            (jobs[0].directory / CHECKPOINT).unlink(missing_ok=True)
-            jobs.pop(0).tracker.finish({k: v for k, v in vars(record).items() if isinstance(v, int | float)})
-    except BaseException:
-        for job in jobs:
-            job.tracker.finish({}, exit_code=1)
-        raise
-
-
-def train_all(jobs: "Sequence[Job]", data: "LayerData") -> None:
-    """Train the SAEs of all jobs that train, and write their curves."""
-    stack = [job for job in jobs if job.cfg.train.steps]
-    if not stack:
-        return
-    title = f"{data.cfg.model.name} layer {stack[0].layer}: " + ", ".join(job.condition() for job in stack)
-    train([job.member() for job in stack], data.training_batches, title)
-    for job in stack:
-        with written_whole(job.directory / "curves.parquet") as beside:
-            job.metrics.curves().to_parquet(beside, index=False)
-
-
-ONE_STREAM = ("n_eval", "seed", "special_tokens", "preprocessing", "device", "train.batch_size")
-
-
-def check_one_stream(variants: Sequence[RunConfig]) -> None:
-    """Raises ValueError where configs that are to train side by side differ in what they read."""
-    for option in ONE_STREAM:
-        values = {OmegaConf.select(cfg, option) for cfg in variants}  # type: ignore[arg-type]
-        if len(values) > 1:
-            shown = " and ".join(sorted(map(str, values)))
-            raise ValueError(f"variants must share {option}, but have {shown}: run them apart")
-    if len({(store_dir(cfg), tokens_wanted(cfg)) for cfg in variants}) > 1:
-        raise ValueError("variants must share model, data and train.n_tokens: run them apart")
-
-
-@dataclass
-class Severity:
-    """Moments of a layer's evaluation tokens.
-
-    Attributes:
-        seen: of the preprocessed tokens that the SAE gets to see, with their covariance.
-        plain, special: {"postln": ..., "raw": ...} without and with special tokens.
-    """
-
-    seen: Moments
-    plain: dict[str, Moments]
-    special: dict[str, Moments]
-
-
-class LayerData:
-    """A layer's tokens and their severity, which all variants of a run share."""
-
-    def __init__(self, cfg: RunConfig, layer: int) -> None:
-        self.cfg = cfg
-        self.device = resolve_device(cfg.device)
-        self.preprocess = get_preprocessing(cfg.preprocessing)
-        files = LayerFiles(store_dir(cfg), layer)
-        self.tokens = LayerTokens(files, cfg.n_eval, training_tokens(cfg), cfg.special_tokens)
-        self.severity = self.measure_severity()
-
-    def eval_tokens(self) -> Iterator[Tensor]:
-        """The preprocessed evaluation tokens, in chunks [tokens, d_model]."""
-        return (self.preprocess(x.to(self.device)) for x in self.tokens.eval_chunks())
-
-    def training_batches(self, start: int) -> Iterator[Tensor]:
-        """Preprocessed batches [batch_size, d_model], from step `start` on."""
-        batches = self.tokens.training_batches(self.cfg.train.batch_size, self.cfg.seed, start)
-        return (self.preprocess(x.to(self.device)) for x in batches)
-
-    def measure_severity(self) -> Severity:
-        plain = {name: Moments() for name in PREPROCESSINGS}
-        special = {name: Moments() for name in PREPROCESSINGS}
-        seen = Moments(covariance=True)
-        for rows, is_special in self.tokens.eval_rows():
-            ordinary = ~is_special.to(self.device)
-            for name, preprocess in PREPROCESSINGS.items():
-                x = preprocess(rows.to(self.device))
-                special[name].update(x)
-                plain[name].update(x[ordinary])
-                if name == self.cfg.preprocessing:
-                    seen.update(x if self.cfg.special_tokens else x[ordinary])
-        return Severity(seen, plain, special)
 
 
 class Job:

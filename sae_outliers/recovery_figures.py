@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import EngFormatter, MaxNLocator
-from matplotlib.transforms import offset_copy
+from matplotlib.transforms import ScaledTranslation
 
 from sae_outliers.figures import MEASURES, STYLE, WIDE_RANGE, curves_panel, gamma_axis, gamma_limits
 from sae_outliers.recovery import Trained, by_model, recovery
@@ -192,7 +192,7 @@ def _times(axes: Axes, runs: pd.DataFrame, column: str, condition: str) -> None:
     never = runs[np.isinf(runs[column])]
     if len(never):  # what has no place and is not clipped upsets the layout
         points = 4 * (list(LOOKS).index(condition) - 1.5)  # aside, for those of several conditions would coincide
-        beside = offset_copy(axes.transData, axes.figure, x=points, units="points")
+        beside = axes.transData + ScaledTranslation(points / 72, 0, axes.figure.dpi_scale_trans)
         ends = never["planted_gamma"], never["tokens_trained"]
         axes.plot(*ends, c=color, ls="", marker="^", ms=6, mfc="none", clip_on=False, transform=beside)
 

@@ -15,9 +15,9 @@ from hydra.types import RunMode
 
 from sae_outliers.activations.extract import extract
 from sae_outliers.config import RunConfig, check, expand, register
-from sae_outliers.job import run_layer
 from sae_outliers.layers import resolve_layers
 from sae_outliers.records import describe, read_record
+from sae_outliers.side_by_side import run_layer
 
 log = logging.getLogger(__name__)
 

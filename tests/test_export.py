@@ -1,8 +1,8 @@
 """The exported files without the libraries that read them; tests/peers loads them with those."""
 
 import json
-import re
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable

@@ -6,6 +6,7 @@ from contextlib import redirect_stdout
 from dataclasses import fields
 from pathlib import Path
 
+import torch
 import yaml
 from hydra.utils import get_method
 
@@ -18,11 +19,25 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
 
 
-def test_the_python_example_finds_the_outlier_dimension_that_it_plants() -> None:
-    (example,) = blocks("python")
+def printed_by(example: str) -> str:
     with redirect_stdout(io.StringIO()) as printed:
         exec(example, {})
-    assert re.match(r"γ = 1\.\d\d; about \d\d % dead at initialisation; OutlierDim\(index=100, ", printed.getvalue())
+    return printed.getvalue()
+
+
+def test_the_first_python_example_finds_the_outlier_dimension_that_it_plants() -> None:
+    printed = printed_by(blocks("python")[0])
+    assert re.match(r"γ = 1\.\d\d; about \d\d % dead at initialisation; OutlierDim\(index=100, ", printed)
+
+
+def test_the_second_python_example_trains_an_sae() -> None:
+    torch.manual_seed(0)
+    found = re.fullmatch(
+        r"unexplained: (\S+); not fired in the last 100,000 tokens: (\S+) %\n", printed_by(blocks("python")[1])
+    )
+    assert found
+    assert 0 < float(found[1]) < 0.6
+    assert 0 <= float(found[2]) < 50
 
 
 def test_the_model_config_example_fits_the_schema_and_the_loader() -> None:

@@ -98,7 +98,7 @@ class LocalLauncher(Launcher):
 
 def _start(index: int, slot: int, workers: int, job: bytes) -> Running:
     context = get_context("forkserver")
-    context.set_forkserver_preload(["sae_outliers.job", "sae_outliers.run"])
+    context.set_forkserver_preload(["sae_outliers.side_by_side", "sae_outliers.run"])
     receiver, sender = context.Pipe(duplex=False)
     threads = max(1, (os.cpu_count() or 1) // workers)
     with _not_main():
