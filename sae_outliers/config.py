@@ -74,6 +74,7 @@ class TrainConfig:
     batch_size: int = 1024  # tokens per step
     n_tokens: int = MISSING  # tokens stored for training, beside the n_eval evaluation tokens
     lr: float = 3e-4
+    b_dec_lr: float | None = None  # null: lr. At post-LN's scale Adam moves b_dec by lr a step, and μ is far off
     warmup_steps: int = 50
     decay_from: float = 0.8  # linear decay to 0 starts at this fraction of the steps
     eval_every: int = 50  # steps between two points of the death curves

@@ -209,6 +209,7 @@ class Job:
             "train_batch_size": cfg.train.batch_size,
             "n_train": self.data.tokens.n_train,
             "lr": cfg.train.lr,
+            "b_dec_lr": cfg.train.lr if cfg.train.b_dec_lr is None else cfg.train.b_dec_lr,
             "warmup_steps": cfg.train.warmup_steps,
             "decay_from": cfg.train.decay_from,
             "dead_window": cfg.train.dead_window,

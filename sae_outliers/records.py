@@ -22,10 +22,9 @@ TRAIN_SETTINGS = (
     "warmup_steps",
     "decay_from",
     "dead_window",
-    "precision",
 )
 # An option belongs to a type: records of different types may differ in it.
-OPTIONS_OF = {"sae_options": "sae", "revival_options": "revival", "init_b_dec": "centering"}
+OPTIONS_OF = {"sae_options": "sae", "precision": "sae", "revival_options": "revival", "init_b_dec": "centering"}
 
 
 @dataclass
@@ -57,6 +56,7 @@ class Record:
     train_batch_size: int
     n_train: int
     lr: float
+    b_dec_lr: float
     warmup_steps: int
     decay_from: float
     dead_window: int

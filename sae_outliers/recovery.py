@@ -18,11 +18,12 @@ from sae_outliers.tables import Table
 
 Floats = NDArray[np.float64]
 
-CONDITIONS = {  # revival and centering of a TopK SAE -> its name in the recovery study
-    ("none", "off"): "TopK",
-    ("auxk", "off"): "+ AuxK",
-    ("none", "on"): "+ centering",
-    ("none", "whiten"): "+ whitening",
+CONDITIONS = {  # revival, centering and speed of b_dec of a TopK SAE -> its name in the recovery study
+    ("none", "off", False): "TopK",
+    ("auxk", "off", False): "+ AuxK",
+    ("none", "off", True): "+ fast b_dec",
+    ("none", "on", False): "+ centering",
+    ("none", "whiten", False): "+ whitening",
 }
 NAMES = {"topk": "TopK", "auxk": "AuxK", "on": "centering", "whiten": "whitening"}  # in all other conditions
 FATES = {Fate.ALIVE: "alive", Fate.NEVER_SELECTED: "never selected", Fate.NEVER_POSITIVE: "never positive"}
@@ -49,7 +50,7 @@ class Trained(NamedTuple):
 def read_trained(records: pd.DataFrame) -> Trained:
     """The trained ones among `records`, in the order of model, layer, planted γ and condition."""
     runs = records[records["train_steps"] > 0]
-    kinds = zip(runs["sae"], runs["revival"], runs["centering"], strict=True)
+    kinds = zip(runs["sae"], runs["revival"], runs["centering"], runs["b_dec_lr"] > runs["lr"], strict=True)
     runs = runs.assign(
         condition=[condition_of(*kind) for kind in kinds],
         planted_gamma=pd.to_numeric(runs["planted_gamma"]),  # of objects, where all are None
@@ -63,11 +64,12 @@ def read_trained(records: pd.DataFrame) -> Trained:
     return Trained(with_half_times(runs.drop(columns="_place"), curves), curves)
 
 
-def condition_of(sae: str, revival: str, centering: str) -> str:
+def condition_of(sae: str, revival: str, centering: str, fast_b_dec: bool = False) -> str:
     """A name out of CONDITIONS, or for example `TopK + resample` or `relu + centering`."""
-    if sae == "topk" and (revival, centering) in CONDITIONS:
-        return CONDITIONS[revival, centering]
+    if sae == "topk" and (revival, centering, fast_b_dec) in CONDITIONS:
+        return CONDITIONS[revival, centering, fast_b_dec]
     parts = [sae, *([] if revival == "none" else [revival]), *([] if centering == "off" else [centering])]
+    parts += ["fast b_dec"] if fast_b_dec else []
     return " + ".join(NAMES.get(part, part) for part in parts)
 
 
@@ -121,7 +123,7 @@ def tokens_to_half(tokens: ArrayLike, dead: ArrayLike) -> float:
 
 DEAD = (
     "Percentage of features dead at initialisation (init) and after training (end) under the conditions of the "
-    "recovery study, all with a TopK SAE; medians over runs, where seeds make several. A column without ReLU in its "
+    "recovery study, all with a TopK SAE (fast b_dec: b_dec has a higher learning rate than the rest); medians over runs, where seeds make several. A column without ReLU in its "
     "name is of dead by TopK, which includes dead by ReLU. Tokens to half: training tokens until the percentage first "
     "is half of what it was at init, linear between the points of the curve; blank where that takes more than the "
     f"tokens trained (for half of the runs), or where fewer than {FEWEST_DEAD} features were dead at init. Columns "

@@ -23,6 +23,7 @@ NAMES = ("recovery_bars", "recovery_against_bias", "recovery_time", "planted_cur
 LOOKS: dict[str, tuple[str, Any, str]] = {
     "TopK": ("#0072B2", "-", "o"),
     "+ AuxK": ("#E69F00", "-.", "s"),
+    "+ fast b_dec": ("#D55E00", (0, (4, 1, 1, 1, 1, 1)), "P"),
     "+ centering": ("#009E73", "--", "D"),
     "+ whitening": ("#CC79A7", ":", "v"),
 }
@@ -78,12 +79,12 @@ def recovery_bars(models: pd.DataFrame) -> Figure:
 
 
 def _bars(axes: Axes, models: pd.DataFrame) -> None:
-    width = 0.2
-    for number, (condition, (color, *_)) in enumerate(LOOKS.items()):
-        if f"{condition} end" not in models:
-            continue
+    shown = [condition for condition in LOOKS if f"{condition} end" in models]
+    width = 0.8 / len(shown)
+    for number, condition in enumerate(shown):
+        color = LOOKS[condition][0]
         init, end = models[f"{condition} init"], models[f"{condition} end"]
-        x = np.arange(len(models)) + (number - 1.5) * width
+        x = np.arange(len(models)) + (number - (len(shown) - 1) / 2) * width
         axes.bar(x, init, 0.84 * width, color=color, alpha=0.18)
         axes.bar(x, end, 0.84 * width, color=color)
         axes.bar(x, init, 0.84 * width, facecolor="none", edgecolor=_dark(color), lw=0.7)

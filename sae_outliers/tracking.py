@@ -44,7 +44,13 @@ class WandbTracker(Tracker):
             resume="allow",
             reinit="create_new",  # variants train side by side in one process
             group=cfg.group,
-            tags=[cfg.model.name, cfg.model.domain, cfg.sae.name, cfg.revival.name, f"centering-{cfg.centering.name}"],
+            tags=[
+                cfg.model.name,
+                cfg.model.domain,
+                cfg.sae.name,
+                f"revival-{cfg.revival.name}",
+                f"centering-{cfg.centering.name}",
+            ],
             config=OmegaConf.to_container(cfg, resolve=True) | {"layer": layer},  # type: ignore[operator, arg-type]
             dir=str(directory),
             mode=wandb_mode(),  # type: ignore[arg-type]

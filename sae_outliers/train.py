@@ -34,7 +34,10 @@ class Trainer:
     def __init__(self, sae: SparseAutoencoder, cfg: TrainConfig, revival: Revival | None = None) -> None:
         self.sae, self.cfg, self.revival = sae, cfg, revival or Revival()
         self.revival.check(sae)
-        self.optimizer = torch.optim.Adam(sae.parameters(), lr=cfg.lr, fused=True)
+        others = [parameter for parameter in sae.parameters() if parameter is not sae.b_dec]
+        self.lrs = [cfg.lr, cfg.lr if cfg.b_dec_lr is None else cfg.b_dec_lr]
+        groups = [{"params": others}, {"params": [sae.b_dec]}]
+        self.optimizer = torch.optim.Adam(groups, lr=cfg.lr, fused=True)
         self.step = 0
         self.loss: Tensor | None = None  # of the last step; on the device, for reading it waits for the step
         self.last_fired = torch.zeros(sae.n_features, dtype=torch.int64, device=sae.W_dec.device)  # in tokens
@@ -43,17 +46,18 @@ class Trainer:
     def tokens(self) -> int:
         return self.step * self.cfg.batch_size
 
-    def learning_rate(self) -> float:
-        """Linear warm-up, constant, linear decay to 0 from `decay_from` of the steps on."""
+    def schedule(self) -> float:
+        """Share of the learning rates: linear warm-up, constant, linear decay to 0 from `decay_from` of the steps on."""
         cfg = self.cfg
         warmup = min(1.0, (self.step + 1) / max(1, cfg.warmup_steps))
         decay_start = cfg.decay_from * cfg.steps
         decay = min(1.0, (cfg.steps - self.step) / max(1.0, cfg.steps - decay_start))
-        return cfg.lr * warmup * decay
+        return warmup * decay
 
     def train_step(self, x: Tensor) -> None:
         """One optimiser step on x [batch_size, d_model]."""
-        self.optimizer.param_groups[0]["lr"] = self.learning_rate()
+        for group, lr in zip(self.optimizer.param_groups, self.lrs, strict=True):
+            group["lr"] = lr * self.schedule()
         self.optimizer.zero_grad(set_to_none=True)
         output = self.sae.training_step(x)
         loss = output.loss + self.revival.loss(self.sae, x, output, self.dead())
@@ -148,7 +152,7 @@ class Member:
                 "step": trainer.step,
                 "tokens": trainer.tokens,
                 "loss": trainer.last_loss(),
-                "lr": trainer.learning_rate(),
+                "lr": cfg.lr * trainer.schedule(),
             }
             self.metrics.write(point | self.measure() | {"dead_pct_window": trainer.dead_pct_window()})
 

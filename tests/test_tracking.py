@@ -34,7 +34,7 @@ def test_curves_are_mirrored_into_an_offline_run_under_our_id(command: Run, tmp_
     assert started["run_id"] == run.name
     assert started["run_group"] == "study"
     assert started["resume"]
-    assert started["tags"] == ["minilm", "language", "topk", "centering-off"]
+    assert started["tags"] == ["minilm", "language", "topk", "revival-none", "centering-off"]
     assert started["config"]["update"]["sae"]["n_features"] == 512
 
     metrics = [entry["metric"] for entry in entries if entry["type"] == "metric"]

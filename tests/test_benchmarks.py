@@ -1,0 +1,110 @@
+"""`make bench` at a tiny size: that it runs, and what holds of its tables whatever the timings."""
+
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from tests.benchmarks import ours
+from tests.benchmarks.data import Activations
+from tests.benchmarks.memory import CLEAR_REFS, MB, peak_extra_mb
+from tests.benchmarks.peers import PEERS
+from tests.benchmarks.plan import Size
+from tests.benchmarks.timing import interleaved
+from tests.conftest import ROOT
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    results = tmp_path_factory.mktemp("results")
+    command = [sys.executable, "-m", "tests.benchmarks", "--quick", "--device=cpu", f"--results-dir={results}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0, done.stderr
+    assert (results / "benchmarks" / "README.md").read_text() in done.stdout
+    return results / "benchmarks"
+
+
+def test_the_product_is_the_unit_of_the_training_steps(written: Path) -> None:
+    steps = pd.read_csv(written / "peers.csv").set_index("case")
+    assert list(steps.columns) == ["seconds", "seconds_min", "seconds_max", "tokens_per_second", "ratio"]
+    assert steps["ratio"][ours.PRODUCT] == 1
+    assert (steps > 0).all(axis=None)
+    assert (steps["seconds_min"] <= steps["seconds"]).all()
+    assert (steps["seconds"] <= steps["seconds_max"]).all()
+    installed = [peer.label for peer in PEERS if peer.version()]
+    assert list(steps.index[5:]) == installed
+
+
+def test_shares_of_changed_selections_are_percentages(written: Path) -> None:
+    selection = pd.read_csv(written / "selection.csv")
+    shares = selection[["selections_differ_pct", "tokens_differ_pct"]]
+    assert shares.ge(0).all(axis=None)
+    assert shares.le(100).all(axis=None)
+    assert set(zip(selection["gamma"], selection["training_steps"], strict=True)) == {(0, 0), (0, 3), (50, 0), (50, 3)}
+
+
+@pytest.mark.parametrize("name", ["death_at_init", "growth"])
+def test_time_and_memory_are_given_for_each_size(written: Path, name: str) -> None:
+    rows = pd.read_csv(written / f"{name}.csv")
+    figures = rows[["seconds", "product_seconds", "ratio", "us_per_token", "weights_mb"]]
+    assert figures.gt(0).all(axis=None)
+    assert {"d_model", "n_features", "k", "batch"} <= set(rows.columns)
+    if CLEAR_REFS.exists():
+        assert rows["peak_extra_mb"].ge(0).all()
+
+
+def test_the_report_names_machine_versions_and_missing_peers(written: Path) -> None:
+    text = (written / "README.md").read_text()
+    assert f"torch {torch.__version__}" in text
+    missing = [peer.distribution for peer in PEERS if not peer.version()]
+    assert all(name in text for name in missing)
+    assert ("make bench-peers" in text) == bool(missing)
+    assert (written / "growth.png").stat().st_size > 10_000
+
+
+def test_the_dense_twin_takes_the_same_step() -> None:
+    size = Size(d_model=16, n_features=64, k=4, batch=32)
+    x = Activations(size.d_model).draw(size.batch, CPU)
+    trainers = [ours.plain(size, CPU), ours.plain(size, CPU, kind=ours.DenseTopK)]
+    for trainer in trainers:
+        trainer.train_step(x)
+    for sparse, dense in zip(*(trainer.sae.parameters() for trainer in trainers), strict=True):
+        assert sparse.grad is not None
+        torch.testing.assert_close(sparse.grad, dense.grad)
+    assert trainers[0].last_fired.equal(trainers[1].last_fired)
+
+
+def test_the_dead_features_of_the_auxk_case_stay_dead() -> None:
+    trainer = ours.with_dead_features(Size(d_model=256, n_features=1024, k=8, batch=256), CPU)
+    x = Activations(256).draw(256, CPU)
+    for _ in range(5):
+        trainer.train_step(x)
+    assert len(trainer.dead()) == 1024 * ours.DEAD_PCT // 100
+
+
+@pytest.mark.parametrize("gamma", [0, 10])
+def test_activations_have_the_severity_and_scale_asked_for(gamma: float) -> None:
+    x = Activations(64, gamma, decay=0.5).draw(20_000, CPU).double()
+    spread = x.var(0).sum().sqrt()
+    assert float(spread) == pytest.approx(math.sqrt(64), rel=0.02)
+    assert float(x.mean(0).norm() / spread) == pytest.approx(gamma, rel=0.02, abs=0.02)
+
+
+def test_every_round_runs_each_case_once_and_begins_with_another() -> None:
+    order: list[str] = []
+    interleaved({name: lambda name=name: order.append(name) for name in "abc"}, rounds=3, device=CPU)  # type: ignore[misc]
+    assert "".join(order) == "abcbcacab"
+
+
+@pytest.mark.skipif(not CLEAR_REFS.exists(), reason="only Linux tells the peak of the resident set")
+def test_peak_memory_counts_what_a_case_gives_back() -> None:
+    def case() -> None:
+        torch.ones(25_000_000)  # 100 MB, gone afterwards
+
+    assert peak_extra_mb(case, CPU) == pytest.approx(25_000_000 * 4 / MB, rel=0.1)
