@@ -123,7 +123,8 @@ def tokens_to_half(tokens: ArrayLike, dead: ArrayLike) -> float:
 
 DEAD = (
     "Percentage of features dead at initialisation (init) and after training (end) under the conditions of the "
-    "recovery study, all with a TopK SAE (fast b_dec: b_dec has a higher learning rate than the rest); medians over runs, where seeds make several. A column without ReLU in its "
+    "recovery study, all with a TopK SAE (fast b_dec: b_dec has a higher learning rate than the rest); "
+    "medians over runs, where seeds make several. A column without ReLU in its "
     "name is of dead by TopK, which includes dead by ReLU. Tokens to half: training tokens until the percentage first "
     "is half of what it was at init, linear between the points of the curve; blank where that takes more than the "
     f"tokens trained (for half of the runs), or where fewer than {FEWEST_DEAD} features were dead at init. Columns "

@@ -47,7 +47,7 @@ class Trainer:
         return self.step * self.cfg.batch_size
 
     def schedule(self) -> float:
-        """Share of the learning rates: linear warm-up, constant, linear decay to 0 from `decay_from` of the steps on."""
+        """Share of the learning rates: linear warm-up, constant, linear decay to 0 from `decay_from` of steps on."""
         cfg = self.cfg
         warmup = min(1.0, (self.step + 1) / max(1, cfg.warmup_steps))
         decay_start = cfg.decay_from * cfg.steps
