@@ -21,6 +21,9 @@ CONDITIONS: list[dict[str, Any]] = [
 ]
 
 
+FOUR = [name for name in recovery.CONDITIONS.values() if name != "+ fast b_dec"]
+
+
 def make_curve(topk: list[float], relu: list[float] | None = None, step: int = 100) -> pd.DataFrame:
     """A death curve with a point every `step` tokens."""
     return pd.DataFrame(
@@ -86,12 +89,19 @@ def test_conditions_have_the_names_of_the_study_or_say_what_they_are(kind: tuple
     assert recovery.condition_of(*kind) == name
 
 
+def test_a_faster_b_dec_is_a_condition_of_its_own(tmp_path: Path) -> None:
+    store_run(tmp_path, make_record(run_id="a", **trained(lr=1e-3, b_dec_lr=1e-3)))
+    store_run(tmp_path, make_record(run_id="b", **trained(lr=1e-3, b_dec_lr=1.0)))
+    assert list(read(tmp_path).runs["condition"]) == ["TopK", "+ fast b_dec"]
+    assert recovery.condition_of("topk", "auxk", "off", fast_b_dec=True) == "TopK + AuxK + fast b_dec"
+
+
 def test_only_trained_records_enter_natural_before_planted_and_in_the_order_of_the_study(tmp_path: Path) -> None:
     store_conditions(tmp_path, "natural")
     store_conditions(tmp_path, "planted", planted_gamma=5.0)
     store_run(tmp_path, make_record(run_id="untrained"))
     runs, curves = read(tmp_path)
-    assert list(runs["condition"]) == [*recovery.CONDITIONS.values()] * 2
+    assert list(runs["condition"]) == FOUR * 2
     assert list(runs["planted_gamma"].isna()) == [True] * 4 + [False] * 4
     assert len(curves) == 8 * 3
     assert curves.groupby("condition")["dead_pct_topk"].last().to_dict() == {
@@ -164,8 +174,8 @@ def test_recovery_lays_the_conditions_of_natural_layers_side_by_side(tmp_path: P
     assert len(table) == 1
     row: Any = table.iloc[0]
     assert tuple(row[["model", "layer", "γ", "effective rank", "runs", "tokens trained"]]) == ("a", 3, 2, 12, 1, 1000)
-    assert [row[f"{name} init"] for name in recovery.CONDITIONS.values()] == [80] * 4
-    assert [row[f"{name} end"] for name in recovery.CONDITIONS.values()] == [40, 30, 20, 10]
+    assert [row[f"{name} init"] for name in FOUR] == [80] * 4
+    assert [row[f"{name} end"] for name in FOUR] == [40, 30, 20, 10]
     assert row["TopK tokens to half"] == 200
     assert row["+ whitening tokens to half"] == pytest.approx(100 + 100 * 20 / 50)
     assert np.isnan(row["TopK ReLU tokens to half"])  # 12 % of 20 %: not within the curve

@@ -1,5 +1,6 @@
 import json
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -128,6 +129,17 @@ def test_the_learning_rate_warms_up_holds_and_decays_to_zero() -> None:
     assert rate(9) == rate(15) == rate(20) == pytest.approx(1e-2)
     assert rate(30) == pytest.approx(5e-3)
     assert rate(40) == 0
+
+
+def test_b_dec_moves_by_its_own_learning_rate_on_the_same_schedule() -> None:
+    trainer = Trainer(TopK(16, 64, k=4, scale=2.0), replace(CFG, b_dec_lr=3.0))
+    trainer.train_step(next(batches(0)))
+    share = trainer.schedule()
+    moved = trainer.sae.b_dec.detach().abs()  # Adam's first step is the rate in each coordinate, whatever the gradient
+    torch.testing.assert_close(moved, torch.full((16,), 3.0 * 0.1), rtol=1e-3, atol=0)
+    assert trainer.sae.b_enc.detach().abs().max() <= 1.01e-2 * 0.1
+    trainer.train_step(next(batches(1)))
+    assert [group["lr"] for group in trainer.optimizer.param_groups] == pytest.approx([1e-2 * share, 3.0 * share])
 
 
 def test_not_fired_in_the_window_agrees_with_a_loop_over_the_batches() -> None:

@@ -98,7 +98,7 @@ class SparseAutoencoder(nn.Module, ABC):
     def remove_parallel_gradient(self) -> None:
         """Take from each decoder row's gradient the part along the row: it would only change the row's norm."""
         if self.W_dec.grad is not None:
-            along = (self.W_dec.grad * self.W_dec).sum(1, keepdim=True)
+            along = torch.einsum("nd,nd->n", self.W_dec.grad, self.W_dec)[:, None]
             self.W_dec.grad.addcmul_(along, self.W_dec, value=-1)
 
     @torch.no_grad()

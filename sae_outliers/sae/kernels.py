@@ -20,7 +20,8 @@ from sae_outliers.sae import triton_kernels
 warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta", UserWarning)
 
 PRECISIONS = ("float32", "bf16_select")
-AT_ONCE = {"cpu": 1 << 22, "cuda": 1 << 26}  # pre-activations of a chunk: 16 and 256 MiB of float32
+AT_ONCE = {"cpu": 1 << 22, "cuda": 1 << 26}  # pre-activations of a chunk: 16 and 256 MiB of float32 ...
+FEWEST_ROWS = 256  # ... unless these are more: below, the product itself slows down
 SPARE = 16  # candidates beyond k that the product in bfloat16 names
 
 
@@ -102,7 +103,7 @@ def bfloat16_chunks(x: Tensor, W_enc: Tensor, b_enc: Tensor) -> Iterator[Tensor]
 
 
 def _rows_at_once(x: Tensor, W_enc: Tensor) -> int:
-    return max(1, AT_ONCE[x.device.type] // W_enc.shape[1])
+    return max(FEWEST_ROWS, AT_ONCE[x.device.type] // W_enc.shape[1])
 
 
 @torch.no_grad()
@@ -168,7 +169,10 @@ def products(x: Tensor, W: Tensor, code: Code) -> Tensor:
     """x[t] · W[j] for each entry (t, j) of the code, [entries]; x is [tokens, d], W [n_features, d]."""
     if triton_kernels.usable(x):
         return triton_kernels.products(x, W, code.indices, code.offsets)
-    places = _csr(code, torch.zeros_like(code.values, dtype=x.dtype), len(W))
+    # MKL's sparse products take 32-bit indices; torch would convert them
+    offsets, indices = code.offsets.to(torch.int32), code.indices.to(torch.int32)
+    zeros, shape = x.new_zeros(len(indices)), (code.tokens, len(W))
+    places = torch.sparse_csr_tensor(offsets, indices, zeros, shape, check_invariants=False)
     return torch.sparse.sampled_addmm(places, x, W.T, beta=0).values()
 
 
@@ -186,16 +190,7 @@ def transposed_product(code: Code, n_features: int, dense: Tensor) -> Tensor:
     order = code.indices.argsort(stable=True)
     tokens = torch.repeat_interleave(code.offsets.diff(), output_size=len(order))[order]
     offsets = F.pad(torch.bincount(code.indices, minlength=n_features).cumsum(0), (1, 0))
-    by_feature = Code(code.values[order], tokens, offsets)
-    if triton_kernels.usable(dense):
-        return triton_kernels.weighted_rows(*by_feature, dense)
-    return _csr(by_feature, by_feature.values, code.tokens) @ dense
-
-
-def _csr(code: Code, values: Tensor, columns: int) -> Tensor:
-    # MKL's sparse products take 32-bit indices; torch would convert at each
-    offsets, indices = code.offsets.to(torch.int32), code.indices.to(torch.int32)
-    return torch.sparse_csr_tensor(offsets, indices, values, (code.tokens, columns), check_invariants=False)
+    return weighted_rows(Code(code.values[order], tokens, offsets), dense)
 
 
 # --- the same with gradients ------------------------------------------------------------------------------
