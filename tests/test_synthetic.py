@@ -9,21 +9,22 @@ from sae_outliers.severity import moments
 SIZES = {"d_model": 64, "n_directions": 256, "active": 8, "outlier_dims": 2, "positions": 128}
 
 
-def tokens(mean_norm: float, seed: int = 0, items: int = 40) -> torch.Tensor:
-    backbone = load(**SIZES, mean_norm=mean_norm)
+def tokens(gamma: float, seed: int = 0, items: int = 40) -> torch.Tensor:
+    backbone = load(**SIZES, gamma=gamma)
     documents = (number for number, _ in zip(Numbers()(seed), range(items), strict=False))
     return torch.cat([capture(backbone, batch, [1])[1].flatten(0, 1) for batch in backbone.batches(documents, 8)])
 
 
-def test_gamma_is_about_the_norm_of_the_mean_and_the_mean_lies_in_few_dimensions() -> None:
+def test_gamma_is_about_what_it_is_set_to_and_the_mean_lies_in_few_dimensions() -> None:
     measured = moments([tokens(5.0)])
     assert measured.gamma == pytest.approx(5.0, rel=0.1)
+    assert measured.variance.sum().sqrt().item() == pytest.approx(64, rel=0.1)
     ratio = measured.mean.abs() / measured.variance.sqrt()
     assert set(ratio.topk(2).indices.tolist()) == {0, 1}
 
 
 def test_tokens_are_sparse_sums_of_the_directions() -> None:
-    backbone = load(**SIZES, mean_norm=0.0)
+    backbone = load(**SIZES, gamma=0.0)
     (block,) = backbone.blocks
     token = capture(backbone, next(backbone.batches([3], 1)), [1])[1][0, 0]
     # with more directions than dimensions the sum is not unique; the true one has 8 positive terms
@@ -31,7 +32,7 @@ def test_tokens_are_sparse_sums_of_the_directions() -> None:
     gumbel = -torch.empty(128, 256).exponential_(generator=rng).log()
     chosen = (gumbel - 0.5 * torch.arange(1, 257).log()).topk(8, dim=1).indices[0]
     solution = torch.linalg.lstsq(block.directions[chosen].T.detach(), token).solution
-    torch.testing.assert_close(solution @ block.directions[chosen].detach(), token, atol=1e-4, rtol=0)
+    torch.testing.assert_close(solution @ block.directions[chosen].detach(), token, atol=1e-2, rtol=0)
     assert (solution > 0).all()
 
 

@@ -16,19 +16,20 @@ class SparseSums(nn.Module):
 
     A token is the sum of `active` of the `n_directions` unit directions, with sizes exponentially distributed, and of
     the mean, which lies in the first `outlier_dims` dimensions. Direction i is chosen about as often as
-    1 / sqrt(i + 1). The variance over all dimensions is near 1 and ||mean|| is `mean_norm`, so γ is about that.
+    1 / sqrt(i + 1). As the paper's preprocessing leaves them, tokens without the mean have a norm near d_model; the mean
+    has `gamma` times that.
     """
 
     def __init__(
-        self, d_model: int, n_directions: int, active: int, outlier_dims: int, mean_norm: float, positions: int
+        self, d_model: int, n_directions: int, active: int, outlier_dims: int, gamma: float, positions: int
     ) -> None:
         super().__init__()
         rng = torch.Generator().manual_seed(0)
         self.active, self.positions = active, positions
         directions = torch.randn(n_directions, d_model, generator=rng)
-        self.directions = nn.Parameter(F.normalize(directions, dim=1) / (2 * active) ** 0.5)
+        self.directions = nn.Parameter(F.normalize(directions, dim=1) * d_model / (2 * active) ** 0.5)
         mean = torch.zeros(d_model)
-        mean[:outlier_dims] = mean_norm / outlier_dims**0.5
+        mean[:outlier_dims] = gamma * d_model / outlier_dims**0.5
         self.mean = nn.Parameter(mean)
 
     def forward(self, numbers: Tensor) -> Tensor:
