@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sae_outliers.sae.autoencoder import SparseAutoencoder, StepOutput
 from sae_outliers.sae.jumprelu import JumpReLU
-from sae_outliers.sae.kernels import choose_topk, decode, with_gradient
+from sae_outliers.sae.kernels import choose_topk, decode, largest, with_gradient
 
 if TYPE_CHECKING:
     from sae_outliers.train import Trainer
@@ -51,11 +51,11 @@ class AuxK(Revival):
         if len(dead) == 0:
             return 0.0
         k = min(self.k_aux or 2 ** round(math.log2(sae.d_model / 2)), len(dead))
-        W_enc, b_enc, W_dec = of_features(sae, dead)
-        code = choose_topk(x - sae.b_dec, W_enc, b_enc, k)
-        code = with_gradient(code, x, W_enc, b_enc, sae.b_dec)
+        weights = of_features(sae, dead)
+        # measured: products with a code that is not sparse take longer than dense ones
+        reconstruct = reconstruct_densely if 8 * k > len(dead) else reconstruct_sparsely
         e = output.residual
-        error = (e - decode(code._replace(values=code.values.relu()), W_dec)).square().sum()
+        error = (e - reconstruct(x, sae.b_dec, *weights, k)).square().sum()
         spread = (e - e.mean(0)).square().sum()
         return self.alpha * error / spread.clamp(min=torch.finfo(e.dtype).tiny)
 
@@ -133,6 +133,19 @@ class Resample(Revival):
         sae.W_enc.T[dead] = self.encoder_norm * norm * directions
         sae.b_enc[dead] = 0
         trainer.forget(dead)
+
+
+def reconstruct_sparsely(x: Tensor, b_dec: Tensor, W_enc: Tensor, b_enc: Tensor, W_dec: Tensor, k: int) -> Tensor:
+    """The k largest positive pre-activations of each token times their decoder rows, [tokens, d_model]."""
+    code = with_gradient(choose_topk(x - b_dec, W_enc, b_enc, k), x, W_enc, b_enc, b_dec)
+    return decode(code._replace(values=code.values.relu()), W_dec)
+
+
+def reconstruct_densely(x: Tensor, b_dec: Tensor, W_enc: Tensor, b_enc: Tensor, W_dec: Tensor, k: int) -> Tensor:
+    """`reconstruct_sparsely` by way of all pre-activations."""
+    pre = torch.addmm(b_enc, x - b_dec, W_enc)
+    _, indices = largest(pre.detach(), k)
+    return torch.zeros_like(pre).scatter(1, indices, pre.gather(1, indices).relu()) @ W_dec
 
 
 def of_features(sae: SparseAutoencoder, numbers: Tensor) -> tuple[Tensor, Tensor, Tensor]:

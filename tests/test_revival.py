@@ -5,7 +5,16 @@ import torch
 from torch import Tensor
 
 from sae_outliers.config import TrainConfig
-from sae_outliers.revival import AuxK, GhostGrads, PreactLoss, Resample, Revival
+from sae_outliers.revival import (
+    AuxK,
+    GhostGrads,
+    PreactLoss,
+    Resample,
+    Revival,
+    of_features,
+    reconstruct_densely,
+    reconstruct_sparsely,
+)
 from sae_outliers.sae.autoencoder import SparseAutoencoder, StepOutput
 from sae_outliers.sae.jumprelu import JumpReLU
 from sae_outliers.sae.topk import TopK
@@ -48,12 +57,25 @@ def test_auxk_is_the_residual_error_of_the_largest_dead_features_over_the_residu
     torch.testing.assert_close(AuxK(0.5, k_aux=3).loss(sae, x, output, DEAD), expected)
 
 
-@pytest.mark.parametrize("name", ["auxk", "preact_loss"])
-def test_gradients_through_the_pre_activations_agree_with_finite_differences(name: str, x: Tensor) -> None:
+@pytest.mark.parametrize(("name", "dead"), [("auxk", DEAD), ("auxk", torch.arange(32)), ("preact_loss", DEAD)])
+def test_gradients_through_the_pre_activations_agree_with_finite_differences(
+    name: str, dead: Tensor, x: Tensor
+) -> None:
+    """AuxK takes products with the sparse code where the dead are many beside k_aux, dense ones where they are few."""
     sae, output = case(x)
     parameters = tuple(p for n, p in sae.named_parameters() if n != "threshold" or name == "preact_loss")
     revival = ADDING[name]()
-    assert torch.autograd.gradcheck(lambda *_: revival.loss(sae, x, output, DEAD), parameters)
+    assert torch.autograd.gradcheck(lambda *_: revival.loss(sae, x, output, dead), parameters)
+
+
+def test_auxk_reconstructs_the_same_by_sparse_and_by_dense_products_gradients_included(x: Tensor) -> None:
+    weights = [p.detach().clone().requires_grad_() for p in of_features(trained_like("topk"), DEAD)]
+    results = []
+    for reconstruct in (reconstruct_sparsely, reconstruct_densely):
+        e_hat = reconstruct(x, torch.full((8,), 0.2, dtype=torch.float64), *weights, 3)
+        results.append((e_hat, *torch.autograd.grad(e_hat.square().sum(), weights)))
+    for sparse, dense in zip(*results, strict=True):
+        torch.testing.assert_close(sparse, dense)
 
 
 def test_ghost_grads_is_its_formula_with_the_scaling_held_constant(x: Tensor) -> None:

@@ -16,8 +16,8 @@ class SparseSums(nn.Module):
 
     A token is the sum of `active` of the `n_directions` unit directions, with sizes exponentially distributed, and of
     the mean, which lies in the first `outlier_dims` dimensions. Direction i is chosen about as often as
-    1 / sqrt(i + 1). As the paper's preprocessing leaves them, tokens without the mean have a norm near d_model; the mean
-    has `gamma` times that.
+    1 / sqrt(i + 1). Without the mean, tokens have a norm near d_model, as the paper's preprocessing leaves them; the
+    mean has `gamma` times that.
     """
 
     def __init__(
