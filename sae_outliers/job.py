@@ -20,6 +20,7 @@ from sae_outliers.fates import FateCounter, alignment
 from sae_outliers.files import digest, written_whole
 from sae_outliers.initialise import initialise
 from sae_outliers.layer_data import LayerData
+from sae_outliers.layers import last_layer
 from sae_outliers.metrics import MetricsFile, Point
 from sae_outliers.provenance import device_name, git_commit, peak_memory_mb, versions
 from sae_outliers.records import SCHEMA_VERSION, Record, run_dir
@@ -46,7 +47,9 @@ FINAL_COLUMNS = (
 SELECTION_COLUMNS = ("select_pct_changed", "select_pct_tokens_changed", "select_fvu_change")
 
 # they say where a run happens and how it is watched, not what comes out of it
-NOT_IDENTITY = ("results_dir", "device", "tracker", "group", "task", "layer", "variants")
+NOT_IDENTITY = (
+    "results_dir device tracker group task layer variants check name path trust_remote_code"
+).split()  # name and path are in the model's loader or the data's source
 # they say nothing about an SAE that is not trained
 OF_TRAINING = ("train", "revival", "precision")
 
@@ -56,8 +59,7 @@ def run_id(cfg: RunConfig, layer: int) -> str:
     identity: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     for key in NOT_IDENTITY:
         identity.pop(key)
-    for key in ("first_layer", "last_layer"):
-        identity["model"].pop(key)
+    identity["model"] = {key: identity["model"][key] for key in ("name", "domain", "loader")}
     identity["train"].pop("checkpoint_every")
     identity["sae_seed"] = sae_seed(cfg)
     if cfg.train.steps == 0:
@@ -190,7 +192,7 @@ class Job:
             "model": cfg.model.name,
             "domain": cfg.model.domain,
             "layer": self.layer,
-            "last_layer": cfg.model.last_layer,
+            "last_layer": last_layer(cfg.model),
             "sae": cfg.sae.name,
             "revival": cfg.revival.name,
             "init": cfg.init.name,

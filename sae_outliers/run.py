@@ -15,7 +15,7 @@ from hydra.types import RunMode
 
 from sae_outliers.activations.extract import extract
 from sae_outliers.config import RunConfig, check, expand, register
-from sae_outliers.layers import resolve_layers
+from sae_outliers.layers import layers_of
 from sae_outliers.records import describe, read_record
 from sae_outliers.side_by_side import run_layer
 
@@ -26,7 +26,7 @@ def run(cfg: RunConfig, variants: Sequence[RunConfig]) -> None:
     """All layers that the config names, from one forward pass, each under all variants."""
     for variant in (cfg, *variants):
         check(variant)
-    layers = resolve_layers(cfg.layer, cfg.model.first_layer, cfg.model.last_layer)
+    layers = layers_of(cfg.model, cfg.layer)
     extract(cfg, layers)
     if cfg.task == "extract":
         return

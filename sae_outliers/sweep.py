@@ -7,7 +7,7 @@ from pathlib import Path
 from sae_outliers.activations.extract import store_dir, tokens_wanted
 from sae_outliers.config import RunConfig, check
 from sae_outliers.job import directory_of
-from sae_outliers.layers import resolve_layers
+from sae_outliers.layers import layers_of
 from sae_outliers.records import is_finished
 
 
@@ -46,7 +46,7 @@ def plan(composed: Iterable[tuple[Sequence[str], RunConfig, Sequence[RunConfig]]
         for variant in (cfg, *variants):
             check(variant)
         overrides = [override for override in combination if not override.startswith("layer=")]
-        for layer in resolve_layers(cfg.layer, cfg.model.first_layer, cfg.model.last_layer):
+        for layer in layers_of(cfg.model, cfg.layer):
             directories = tuple(directory_of(variant, layer) for variant in variants)
             side_by_side = f"{len(variants)} variants" if cfg.variants else f"centering={cfg.centering.name}"
             name = f"{cfg.model.name} layer {layer} {cfg.sae.name} {side_by_side}"
