@@ -60,11 +60,9 @@ def pretrained(
     architecture: str, weights: Path | str | None = None, revision: str | None = None, **options: Any
 ) -> nn.Module:
     """timm's model with its classifier, if its weights have one."""
-    overlay = {}
-    if weights:
-        overlay = {"file": str(weights)}
-    elif revision:
-        overlay = {"hf_hub_id": f"{timm.get_pretrained_cfg(architecture).hf_hub_id}@{revision}"}
+    overlay = {"file": str(weights)} if weights else {}
+    if revision and (known := timm.get_pretrained_cfg(architecture)):
+        overlay = {"hf_hub_id": f"{known.hf_hub_id}@{revision}"}
     return _created(architecture, pretrained=True, pretrained_cfg_overlay=overlay, **options)
 
 
