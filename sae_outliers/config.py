@@ -114,6 +114,7 @@ class RunConfig:
     sae_seed: int | None = None  # SAE initialisation; null: seed
     variants: list[str] = field(default_factory=list)  # overrides, one string a run: trained side by side on one stream
     device: str = "auto"  # auto, cpu, cuda, cuda:1, ...
+    store: bool = True  # whether activations are stored; without, all is measured in the stream, at initialisation only
     task: str = "run"  # run, or extract: only store the activations
     name: str | None = None  # model=hf, model=timm: a hub id or a local folder; timm's name
     path: str | None = None  # model=dump, model=af3: a file or folder of stored activations
@@ -157,6 +158,8 @@ def check(cfg: RunConfig) -> None:
         _check_options(group, cfg[group])  # type: ignore[index]
     if cfg.task not in ("run", "extract"):
         raise ValueError(f"task={cfg.task} does not exist: use run or extract")
+    if not cfg.store and cfg.train.steps:
+        raise ValueError("store=false measures in the stream, where nothing is trained: add train=none")
     if cfg.precision != "float32" and cfg.sae.name != "topk":
         raise ValueError(f"precision={cfg.precision} is for sae=topk, not for sae={cfg.sae.name}: use float32")
     if cfg.data.rescale_mean is not None and cfg.data.rescale_mean <= 0:

@@ -7,6 +7,7 @@ by side. With -m, the sweeper in launch/ makes one job per model, layer and cond
 import logging
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import hydra
 from hydra import compose
@@ -14,7 +15,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
 from sae_outliers.activations.extract import extract
+from sae_outliers.check import check_model
 from sae_outliers.config import RunConfig, check, expand, register
+from sae_outliers.in_stream import measure_in_stream
 from sae_outliers.layers import layers_of
 from sae_outliers.records import describe, read_record
 from sae_outliers.side_by_side import run_layer
@@ -27,12 +30,22 @@ def run(cfg: RunConfig, variants: Sequence[RunConfig]) -> None:
     for variant in (cfg, *variants):
         check(variant)
     layers = layers_of(cfg.model, cfg.layer)
+    if cfg.check:
+        check_model(cfg, layers)
+        return
+    if not cfg.store:
+        report(measure_in_stream(variants, layers))
+        return
     extract(cfg, layers)
     if cfg.task == "extract":
         return
     for layer in layers:
-        for directory in run_layer(variants, layer):
-            log.info("%s; %s", describe(read_record(directory)), directory)
+        report(run_layer(variants, layer))
+
+
+def report(directories: Sequence[Path]) -> None:
+    for directory in directories:
+        log.info("%s; %s", describe(read_record(directory)), directory)
 
 
 def composed_variants(cfg: RunConfig, overrides: Sequence[str]) -> list[RunConfig]:

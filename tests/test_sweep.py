@@ -63,7 +63,8 @@ def test_a_failing_job_and_a_failing_extraction_are_named_and_the_others_go_on(c
 
 def nothing_for_sapiens(**options: object) -> Callable[[int], list[str]]:
     """Enough English for MiniLM; in a protein model's windows of 142 residues, too little."""
-    return lambda seed: ["Outlier dimensions have a mean that is large beside their variation. " * 6] * 15
+    text = "Outlier dimensions have a mean that is large beside their variation. "
+    return lambda seed: [f"{number} {text * 6}" for number in range(15)]
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
