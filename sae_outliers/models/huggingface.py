@@ -101,7 +101,8 @@ def _load_own(
 
 def _refuse_random_weights(checkpoint: str | Path, blocks: str, missing: Iterable[str]) -> None:
     """Raise ValueError if embeddings or blocks are not the checkpoint's; what follows may be missing."""
-    random = sorted(name for name in missing if name.startswith(f"{blocks}.") or "embed" in name)
+    # transformers 4 names them with the prefix that they have in a model with a head
+    random = sorted(name for name in missing if f".{blocks}." in f".{name}" or "embed" in name)
     if random:
         raise ValueError(f"{checkpoint} lacks {len(random)} of the weights that are measured, {random[0]} for one")
 

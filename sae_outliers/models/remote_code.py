@@ -3,10 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
 from torch import Tensor, nn
-from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, PretrainedConfig
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from sae_outliers.models.safetensors_files import checkpoint_folder, fill, stored_tensors
 
@@ -75,18 +74,20 @@ def construct(checkpoint: str | Path, revision: str | None, code: str | None) ->
     """A model with random weights, on torch's current default device, by remote code if `code` says where it is."""
     options = at(revision, code)
     config = AutoConfig.from_pretrained(checkpoint, **options)
-    # not to compute buffers in the type that the weights are stored in; 4.48 has the older name only
-    setattr(config, "dtype" if hasattr(config, "dtype") else "torch_dtype", torch.float32)
-    options.pop("revision", None)
-    auto = getattr(transformers, _auto_class(config) if code else "AutoModel")
-    return auto.from_config(config, **options)
+    if code is None:
+        return AutoModel.from_config(config)
+    del options["trust_remote_code"]
+    return get_class_from_dynamic_module(_model_class(config), checkpoint, **options)(config)
 
 
-def _auto_class(config: Any) -> str:
-    """AutoModel, or where the code has nothing for it, the Auto class of what the checkpoint was saved from."""
-    classes = {auto: str(name).rpartition(".")[2] for auto, name in config.auto_map.items() if "AutoModel" in auto}
-    saved = [auto for auto, name in classes.items() if name in (config.architectures or ())]
-    return "AutoModel" if "AutoModel" in classes or not classes else (saved or list(classes))[0]
+def _model_class(config: Any) -> str:
+    """What config.json names for AutoModel, or if nothing, the class that the checkpoint was saved from."""
+    named = {auto: str(path) for auto, path in config.auto_map.items() if auto.startswith("AutoModel")}
+    saved = [path for path in named.values() if path.rpartition(".")[2] in (config.architectures or ())]
+    candidates = [named[auto] for auto in ("AutoModel",) if auto in named] + saved + list(named.values())
+    if not candidates:
+        raise ValueError(f"config.json of {config.name_or_path} names no class of models in its auto_map")
+    return candidates[0]
 
 
 def _of_base(tensors: dict[str, Tensor], module: Any) -> dict[str, Tensor]:
