@@ -152,7 +152,7 @@ def check(cfg: RunConfig) -> None:
     """Refuse values that no run can use. Raises ValueError with the option's name and value."""
     for option, least in LEAST.items():
         value = OmegaConf.select(cfg, option)  # type: ignore[arg-type]
-        if value < least:
+        if value is not None and value < least:
             raise ValueError(f"{option}={value} must be at least {least}")
     for group in ("sae", "revival"):
         _check_options(group, cfg[group])  # type: ignore[index]
