@@ -16,6 +16,8 @@ from sae_outliers.models.blocks import block_list, blocks_path
 from sae_outliers.models.remote_code import at, construct, load_foreign, permitted_code
 from sae_outliers.models.windows import Windows, around
 
+DTYPES = ("float32", "bfloat16", "float16", None)
+
 
 def load(
     checkpoint: str | Path,
@@ -48,8 +50,10 @@ def load(
         tokenizer: one that is not the checkpoint's.
 
     Raises ValueError if the blocks are not found, if the checkpoint lacks their weights, if the context leaves no room
-    for text, or if the model needs remote code that is not allowed or not pinned.
+    for text, if `dtype` is none of these types, or if the model needs remote code that is not allowed or not pinned.
     """
+    if dtype not in DTYPES:
+        raise ValueError(f"model.loader.dtype={dtype} is not known: use float32, bfloat16, float16 or null")
     code = permitted_code(checkpoint, revision, code, trust_remote_code)
     if code is None:
         module, missing = _load_own(checkpoint, revision, dtype, attn_implementation)

@@ -30,10 +30,9 @@ def load(
     context: int,
     start: str = "1",
     shortest: int = 16,
-    dtype: str = "float32",
     revision: str | None = None,
 ) -> Backbone:
-    """ProGen2 without its head, in eval mode; a document is a protein in one-letter residues.
+    """ProGen2 without its head, in float32 and eval mode; a document is a protein in one-letter residues.
 
     Args:
         checkpoint: a hub id or a local folder, with config.json, tokenizer.json and safetensors.
@@ -49,7 +48,7 @@ def load(
     fill(module, map(codegen_tensors, stored_tensors(folder)), checkpoint)
     tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
     windows = Windows(tokenizer, tuple(tokenizer(start)["input_ids"]), (), context, shortest)
-    return Backbone(ready(module, dtype), list(module.h), windows.items, windows.collate)
+    return Backbone(ready(module, "float32"), list(module.h), windows.items, windows.collate)
 
 
 def codegen_config(path: Path) -> CodeGenConfig:
