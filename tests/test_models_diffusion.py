@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from sae_outliers.activations.capture import capture
-from sae_outliers.data.captions import Captions
 from sae_outliers.models import diffusion
 from tests.conftest import composed
 
@@ -187,11 +186,3 @@ def test_a_folder_that_lacks_a_part_is_named(folder: Path, tmp_path: Path) -> No
     shutil.rmtree(tmp_path / "part/transformer")
     with pytest.raises(FileNotFoundError, match="part could not be loaded"):
         diffusion.load(tmp_path / "part")
-
-
-def test_captions_come_once_each_in_the_seeds_order() -> None:
-    first = list(Captions()(0))
-    assert len(set(first)) == len(first) == 3600
-    assert first == list(Captions()(0))
-    assert first != list(Captions()(1))
-    assert sorted(first) == sorted(Captions()(1))
