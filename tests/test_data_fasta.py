@@ -171,8 +171,8 @@ def test_memory_holds_a_window_and_not_the_genome(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("content", "options", "message"), [
     (b">p\nACGTMKVLE\n", {}, r"a\.fa, record p, has the letter 'L', which is no base \(proteins: data=fasta\)"),
-    (b">p\n" + b"ACGT" * 9, {}, "there is no window of 1000 bases in .*: lower data.source.shortest"),
-    (b"", {}, "there is no window of 1000 bases"),
+    (b">p\n" + b"ACGT" * 9, {}, r"no window in .*a\.fa has 1000 bases or more and a fraction of N up to 0.01: change"),
+    (b"", {}, r"no window in .*a\.fa has 1000 bases"),
     (b">p\nACGT\n", {"soft_masked": "maybe"}, "soft_masked=maybe does not exist: use keep or drop"),
     (b">p\nACGT\n", {"window": 0}, "window=0 must be at least 1 base"),
 ])  # fmt: skip

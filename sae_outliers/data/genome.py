@@ -48,6 +48,10 @@ class Windows:
             held = held[full:] or b"NN"  # a gap that may go on
         yield from self._windows(held)
 
+    def none_in(self, place: object) -> str:
+        limits = f"{self.shortest} bases or more and a fraction of N up to {self.max_n}"
+        return f"no window in {place} has {limits}: change data.source.shortest or max_n"
+
     def _check(self) -> None:
         if self.soft_masked not in ("keep", "drop"):
             raise ValueError(f"soft_masked={self.soft_masked} does not exist: use keep or drop")
@@ -99,8 +103,7 @@ class Genome(Windows):
             for name, pieces in read_fasta(path)
             for window in self.cut(pieces, f"{path}, record {name},")
         )
-        none = f"there is no window of {self.shortest} bases in {self.files}: lower data.source.shortest"
-        return shuffled(some(windows, none), seed, self.buffer, self.share)
+        return shuffled(some(windows, self.none_in(self.files)), seed, self.buffer, self.share)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,5 +119,4 @@ class HubGenome(Windows, HubRows):
     def __call__(self, seed: int) -> Iterator[str]:
         rows = (row[self.column].encode() for row in self.rows(seed, self.column) if row[self.column])
         windows = (window for row in rows for window in self.cut([row], f"a row of {self.dataset}"))
-        none = f"there is no window of {self.shortest} bases in {self.dataset}: lower data.source.shortest"
-        return shuffled(some(windows, none), seed, self.windows_buffer)
+        return shuffled(some(windows, self.none_in(self.dataset)), seed, self.windows_buffer)

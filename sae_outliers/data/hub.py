@@ -71,9 +71,10 @@ class HubRows:
         try:
             commit = HfApi().dataset_info(self.dataset, revision=self.revision, timeout=20).sha
         except Exception as error:  # the network's errors differ between versions of the hub's client
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
             raise FileNotFoundError(
                 f"the dataset {self.dataset} cannot be reached on the Hugging Face hub "
-                f"({str(error).splitlines()[0]}); without the hub, name a folder with a copy of it by "
+                f"({reason}); without the hub, name a folder with a copy of it by "
                 "data.source.dataset=, or files of your own by data=text_files, fasta, genome or image_folder"
             ) from error
         if self.revision is None:
