@@ -3,16 +3,16 @@
 from collections.abc import Iterable
 from typing import Any
 
-from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
+from sae_outliers.built import built
 from sae_outliers.config import ModelConfig
 
 
 def last_layer(model: ModelConfig) -> int:
     """The number of the model's last layer: as the config says, or as the `_target_` that it names finds it."""
     found: Any = model.last_layer
-    return int(instantiate(found)) if OmegaConf.is_config(found) else int(found)
+    return int(built(found)) if OmegaConf.is_config(found) else int(found)
 
 
 def layers_of(model: ModelConfig, layer: Any) -> list[int]:

@@ -13,6 +13,7 @@ import hydra
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
+from omegaconf.errors import OmegaConfBaseException
 
 from sae_outliers.activations.extract import extract
 from sae_outliers.check import check_model
@@ -63,7 +64,10 @@ def main(cfg: RunConfig) -> None:
         return run(cfg, variants)
     try:
         run(cfg, variants)
-    except (ValueError, FileNotFoundError) as error:
+    except OmegaConfBaseException as error:
+        log.error("%s", str(error).splitlines()[0])  # what follows is about OmegaConf's own types
+        sys.exit(1)
+    except (ValueError, OSError, ImportError) as error:  # OSError: transformers, of what the hub does not have
         log.error("%s", error)
         sys.exit(1)
 

@@ -75,7 +75,7 @@ def test_too_few_tokens_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no activations are stored"):
         LayerTokens(LayerFiles(tmp_path, 1), 1, 0, False)
     files = stored(tmp_path, 100)
-    with pytest.raises(ValueError, match="holds 80 tokens: too few for n_eval=81 and, in other documents, train.n_tok"):
+    with pytest.raises(ValueError, match="holds 80 tokens: too few for n_eval=81 and, in other documents"):
         LayerTokens(files, n_eval=81, n_train=0, special_tokens=False)
     with pytest.raises(ValueError, match=r"train\.n_tokens=7 gives no batch of train\.batch_size=8"):
         next(LayerTokens(files, n_eval=10, n_train=7, special_tokens=False).training_batches(8, 0))

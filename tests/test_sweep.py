@@ -82,7 +82,7 @@ def test_a_sweep_that_cannot_be_planned_says_why_before_anything_runs(
 
 
 TRAIN = (
-    "model=offline/minilm", "layer=2,3", "train.steps=400", "train.n_tokens=3000", "train.batch_size=256",
+    "model=offline/minilm", "layer=2,3", "train.steps=800", "train.n_tokens=3000", "train.batch_size=256",
     "train.eval_every=50", "train.checkpoint_every=20",
 )  # fmt: skip
 

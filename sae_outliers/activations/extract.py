@@ -4,21 +4,21 @@ import logging
 import shutil
 import time
 from collections.abc import Sequence
-from itertools import chain, groupby
+from itertools import groupby
 from pathlib import Path
 
 import torch
 from filelock import FileLock
-from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import Tensor
 
 from sae_outliers.activations.store import LayerFiles
-from sae_outliers.activations.stream import Captured, batches, run_batch, stream
+from sae_outliers.activations.stream import Captured, batches, stream
+from sae_outliers.built import built
 from sae_outliers.config import RunConfig
 from sae_outliers.device import resolve_device
-from sae_outliers.files import digest, write_json
-from sae_outliers.models.backbone import Backbone, Batch
+from sae_outliers.files import digest, stamps, write_json
+from sae_outliers.models.backbone import Backbone
 from sae_outliers.progress import Progress
 from sae_outliers.provenance import peak_memory_mb
 
@@ -34,7 +34,8 @@ def store_identity(cfg: RunConfig) -> dict[str, object]:
     data.pop("batch_size")  # changes no more than rounding
     loader: dict[str, object] = OmegaConf.to_container(cfg.model.loader, resolve=True)  # type: ignore[assignment]
     loader.pop("trust_remote_code", None)  # a permission
-    return {"model": cfg.model.name, "loader": loader, "data": data, "seed": cfg.seed, "format": 2}
+    identity = {"model": cfg.model.name, "loader": loader, "data": data, "seed": cfg.seed, "format": 2}
+    return identity | ({"files": stamps(Path(cfg.path))} if cfg.path else {})
 
 
 def store_dir(cfg: RunConfig) -> Path:
@@ -53,7 +54,7 @@ def tokens_wanted(cfg: RunConfig) -> int:
 
 def load_backbone(cfg: RunConfig, device: torch.device) -> Backbone:
     """The network that the config names, in eval mode on the device."""
-    backbone: Backbone = instantiate(cfg.model.loader)
+    backbone: Backbone = built(cfg.model.loader)
     backbone.module.eval().to(device)
     return backbone
 
@@ -85,32 +86,42 @@ def extract(cfg: RunConfig, layers: Sequence[int]) -> None:
             _extract_from(cfg, backbone, together, done, device)
 
 
-def announce(
-    cfg: RunConfig, backbone: Backbone, batch: Batch, files: dict[int, LayerFiles], done: int, device: torch.device
-) -> None:
-    """Run the first batch twice, and say from the second how much disk, memory and time the extraction will take.
+class Forecast:
+    """What an extraction will take, from what its first batches took."""
 
-    Raises:
-        ValueError: the disk has less space than that.
-    """
-    run_batch(cfg, backbone, batch, list(files), device, done)
-    start = time.perf_counter()
-    captured = run_batch(cfg, backbone, batch, list(files), device, done)
-    seconds = time.perf_counter() - start
-    left = tokens_wanted(cfg) - min(file.extent().tokens for file in files.values())
-    passes = max(left, 0) / max(captured.tokens, 1)
-    disk = passes * captured.nbytes
-    memory = peak_memory_mb(device) * 2**20 + SHARD_BYTES
-    what = f"{cfg.model.name}, {len(files)} layer(s), {left} tokens to go"
-    log.info(
-        "%s: about %.2g GB on disk, %.2g GB of memory, %s", what, disk / 1e9, memory / 1e9, _duration(passes * seconds)
-    )
-    free = shutil.disk_usage(store_dir(cfg)).free
-    if disk > free:
-        raise ValueError(
-            f"{what}: {disk / 1e9:.3g} GB do not fit in {store_dir(cfg).parent}, where {free / 1e9:.3g} GB are free: "
-            "take fewer layers or tokens, another results_dir, or store=false"
-        )
+    def __init__(self, cfg: RunConfig, files: dict[int, LayerFiles]) -> None:
+        left = tokens_wanted(cfg) - min(file.extent().tokens for file in files.values())
+        self.cfg, self.left, self.seen = cfg, max(left, 0), 0
+        self.what = f"{cfg.model.name}, {len(files)} layer(s), {self.left} tokens to go"
+        self.last = time.perf_counter()
+
+    def update(self, captured: Captured, device: torch.device) -> None:
+        """Takes in a batch: after the first, checks the disk; after the second, when all is warm, says what it takes.
+
+        Raises:
+            ValueError: the disk has less space than the activations need.
+        """
+        self.seen += 1
+        seconds, self.last = time.perf_counter() - self.last, time.perf_counter()
+        if self.seen > 2:
+            return
+        batches_left = self.left / max(captured.tokens, 1)
+        disk = batches_left * captured.nbytes
+        if self.seen == 1:
+            self._check(disk)
+            return
+        memory = peak_memory_mb(device) * 2**20 + SHARD_BYTES
+        took = _duration(batches_left * seconds)
+        log.info("%s: about %.2g GB on disk, %.2g GB of memory, %s", self.what, disk / 1e9, memory / 1e9, took)
+
+    def _check(self, disk: float) -> None:
+        directory = store_dir(self.cfg)
+        free = shutil.disk_usage(directory).free
+        if disk > free:
+            raise ValueError(
+                f"{self.what}: {disk / 1e9:.3g} GB do not fit in {directory.parent}, where {free / 1e9:.3g} GB are "
+                "free: take fewer layers or tokens, another results_dir, or store=false"
+            )
 
 
 def _duration(seconds: float) -> str:
@@ -151,14 +162,12 @@ def _extract_from(
     """Append to all `files`, from item `done` of the token stream on, until they hold the tokens wanted."""
     wanted, shards = tokens_wanted(cfg), Shards(files)
     tokens = min(file.extent().tokens for file in files.values())
-    incoming = batches(cfg, backbone, device, done)
-    if first := next(incoming, None):
-        announce(cfg, backbone, first, files, done, device)
-        incoming = chain([first], incoming)
+    forecast, incoming = Forecast(cfg, files), batches(cfg, backbone, device, done)
     with Progress(f"{cfg.model.name}: activations of {len(files)} layer(s)", wanted, "tokens") as progress:
         progress.update(tokens)
         try:
             for captured in stream(cfg, backbone, incoming, list(files), device, done):
+                forecast.update(captured, device)
                 shards.add(captured)
                 tokens += captured.tokens
                 progress.update(tokens)

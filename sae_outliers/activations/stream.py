@@ -4,11 +4,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from hydra.utils import instantiate
 from torch import Tensor
 
 from sae_outliers.activations.capture import capture
 from sae_outliers.activations.store import BEGINS, SPECIAL
+from sae_outliers.built import built
 from sae_outliers.config import RunConfig
 from sae_outliers.data.distinct import distinct
 from sae_outliers.device import memory_gb
@@ -52,7 +52,7 @@ def stream(
 
 def batches(cfg: RunConfig, backbone: Backbone, device: torch.device, start: int = 0) -> Iterator[Batch]:
     """Batches from item number `start` on; items before it are tokenised but not run. No document comes twice."""
-    documents = distinct(instantiate(cfg.data.source)(cfg.seed))
+    documents = distinct(built(cfg.data.source)(cfg.seed))
     return backbone.batches(documents, items_per_batch(cfg, device), start)
 
 

@@ -15,9 +15,8 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, open_dict
-
 from hydra_plugins.sae_outliers.own_models import CONF_OWN
+from omegaconf import DictConfig, open_dict
 
 if TYPE_CHECKING:
     from sae_outliers.sweep import Plan, Task

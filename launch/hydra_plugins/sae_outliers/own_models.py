@@ -1,4 +1,4 @@
-"""Makes `model=hf`, `model=timm` and `model=dump` known: they stand in conf/own/model/, where `glob(*)` does not look."""
+"""Makes `model=hf`, `timm` and `dump` known: they stand in conf/own/model/, where `glob(*)` does not look."""
 
 from pathlib import Path
 
