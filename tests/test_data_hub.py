@@ -95,7 +95,7 @@ def test_a_dataset_is_not_read_to_its_end(tmp_path: Path) -> None:
     content[start : start + 8000] = b"\xff" * 8000
     file.write_bytes(content)
     documents = HubColumn(dataset=str(tmp_path / "d"), buffer=30)(0)
-    assert len(list(islice(documents, 300))) == 300
+    assert len(list(islice(documents, 100))) == 100  # pyarrow reads up to 16 row groups ahead
     with pytest.raises(ValueError, match=r"the dataset .*/d cannot be read on: "):
         list(documents)
 
