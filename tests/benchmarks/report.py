@@ -116,8 +116,8 @@ def _extraction(plan: Plan, frame: pd.DataFrame) -> Iterator[str]:
         yield f"Not measured: the package with the weights of {plan.extraction_model} is not installed."
         return
     yield (
-        f"All layers of {plan.extraction_model} in one pass, on {plan.extraction_batches} batches of its data, beside a "
-        f"forward pass without hooks; {plan.rounds} interleaved rounds."
+        f"All layers of {plan.extraction_model} in one pass, on {plan.extraction_batches} batches of its data, beside "
+        f"a forward pass without hooks; {plan.rounds} interleaved rounds."
     )
     yield markdown(with_range(frame).rename(columns={"ratio": "× the forward pass"}))
 
