@@ -2,6 +2,9 @@
 
 import itertools
 import shutil
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +21,7 @@ from sae_outliers.activations.store import BEGINS, SPECIAL, LayerFiles, LayerTok
 from sae_outliers.activations.stream import token_rows
 from sae_outliers.config import RunConfig
 from sae_outliers.models.backbone import Batch
-from tests.conftest import composed
+from tests.conftest import ROOT, composed
 
 TEXTS = [
     "A sparse autoencoder learns a dictionary of directions. " * 20,
@@ -95,6 +98,43 @@ def test_an_interrupted_extraction_goes_on_and_gives_the_same_bytes(
         one, other = LayerFiles(store_dir(whole), layer), LayerFiles(store_dir(cut), layer)
         assert one.rows_path.read_bytes() == other.rows_path.read_bytes()
         assert one.flags_path.read_bytes() == other.flags_path.read_bytes()
+
+
+KILLED = """
+import os, signal, sys
+from sae_outliers.activations import extract, stream
+from tests.test_extract import config
+from pathlib import Path
+
+extract.SHARD_BYTES = 3 << 20  # a shard every other batch
+capture, calls = stream.capture, 0
+
+def killed_at_the_sixth(*arguments):
+    global calls
+    calls += 1
+    if calls == 6:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return capture(*arguments)
+
+stream.capture = killed_at_the_sixth
+extract.extract(config(Path(sys.argv[1]), "n_eval=6000", "data.batch_size=4"), [1, 2])
+"""
+
+
+@pytest.mark.weights
+def test_after_a_kill_it_goes_on_from_the_last_whole_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    killed = subprocess.run([sys.executable, "-c", KILLED, tmp_path / "cut"], cwd=ROOT, capture_output=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    cut = config(tmp_path / "cut", "n_eval=6000", "data.batch_size=4")
+    left = LayerFiles(store_dir(cut), 1).extent()
+    assert left.items == 16  # five batches of four items came in, and the fifth was not written yet
+    monkeypatch.setattr(extraction, "SHARD_BYTES", 3 << 20)
+    extract(cut, [1, 2])
+    whole = config(tmp_path / "whole", "n_eval=6000", "data.batch_size=4")
+    extract(whole, [1, 2])
+    one, other = LayerFiles(store_dir(whole), 2), LayerFiles(store_dir(cut), 2)
+    assert one.rows_path.read_bytes() == other.rows_path.read_bytes()
+    assert one.extent() == other.extent()
 
 
 @pytest.mark.weights

@@ -7,7 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.types import Glob
 from hydra.utils import get_method, instantiate
+from hydra_plugins.sae_outliers.layer_sweeper import LayerSweeper
 from omegaconf import OmegaConf
 
 from sae_outliers.models.__main__ import rows
@@ -46,6 +50,14 @@ def config(key: str) -> Any:
 def test_the_folder_holds_these_19_and_nothing_else() -> None:
     assert {path.stem for path in CONF.glob("model/*.yaml")} == PAPER.keys()
     assert sum(last - first + 1 for first, last, _ in PAPER.values()) == 454
+
+
+def test_a_glob_over_the_models_gives_these_19_and_not_those_that_need_a_name() -> None:
+    sweeper = LayerSweeper(None)
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        sweeper.config_loader = GlobalHydra.instance().config_loader()
+        assert set(sweeper._globbed("model", Glob(include=["*"]))) == PAPER.keys()
+        assert {"hf", "timm", "dump"} <= set(sweeper.config_loader.get_group_options("model"))
 
 
 @pytest.mark.parametrize("key", PAPER)

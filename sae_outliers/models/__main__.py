@@ -32,6 +32,7 @@ def row(key: str, model: dict[str, Any]) -> dict[str, Any]:
         "layers": str(first) if first == last else f"{first}-{last}",
         "d_model": model.get("d_model"),
         "weights (M)": round(float(model["parameters"]) / 1e6) if "parameters" in model else None,
+        "GPU (GB)": min(model.get("gpu_batch_size", {}), default=None),
         "library": model.get("library"),
         "installed": installed(model.get("library"), "make weights" if "/" in key else None),
         "licence": model.get("licence"),
