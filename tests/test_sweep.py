@@ -82,14 +82,17 @@ def test_a_sweep_that_cannot_be_planned_says_why_before_anything_runs(
 
 
 TRAIN = (
-    "model=offline/minilm", "layer=2,3", "train.steps=800", "train.n_tokens=3000", "train.batch_size=256",
+    "model=offline/minilm", "layer=2,3", "train.steps=400", "train.n_tokens=3000", "train.batch_size=256",
     "train.eval_every=50", "train.checkpoint_every=20",
 )  # fmt: skip
 
 
 def start(directory: Path, *more: str) -> subprocess.Popen[str]:
     arguments = [sys.executable, "-m", "sae_outliers.run", "-m", *TRAIN, *SMALL, f"results_dir={directory}", *more]
-    return subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    return subprocess.Popen(
+        arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores it
+    )  # fmt: skip
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
