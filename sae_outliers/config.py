@@ -16,7 +16,13 @@ class ModelConfig:
     name: str = MISSING  # the key in records and result paths
     domain: str = MISSING  # language, vision, protein or genomic
     first_layer: int = 1  # layers that `layer=all` runs; layer i is the output of block i, counted from 1
-    last_layer: int = MISSING
+    last_layer: Any = MISSING  # a number, or a _target_ with arguments that counts the blocks without loading weights
+    d_model: int | None = None  # where it is known; every run reads it off the activations
+    library: str | None = None  # the Python package that loads it, beside this project's own dependencies
+    licence: str | None = None  # of the weights
+    access: str | None = None  # where weights have to be asked for: the page to do so
+    parameters: float | None = None  # number of weights, from which memory and time are estimated
+    gpu_batch_size: dict[int, int] = field(default_factory=dict)  # by GPU memory in GB: items per forward pass
     loader: dict[str, Any] = MISSING  # _target_ and arguments; returns a models.backbone.Backbone
 
 
@@ -24,7 +30,7 @@ class ModelConfig:
 class DataConfig:
     name: str = MISSING
     source: dict[str, Any] = MISSING  # _target_ and arguments; called with a seed, it yields documents
-    batch_size: int = MISSING  # items per forward pass
+    batch_size: int | None = None  # items per forward pass; null: the model's for this GPU; 8 without one
     tokens_per_item: int | None = None  # at most so many tokens of an item, drawn at random; null: all
     rescale_mean: float | None = None  # scale the mean of the preprocessed tokens so that γ is this; null: as it is
 
@@ -108,7 +114,12 @@ class RunConfig:
     sae_seed: int | None = None  # SAE initialisation; null: seed
     variants: list[str] = field(default_factory=list)  # overrides, one string a run: trained side by side on one stream
     device: str = "auto"  # auto, cpu, cuda, cuda:1, ...
+    store: bool = True  # whether activations are stored; without, all is measured in the stream, at initialisation only
     task: str = "run"  # run, or extract: only store the activations
+    name: str | None = None  # model=hf, model=timm: a hub id or a local folder; timm's name
+    path: str | None = None  # model=dump, model=af3: a file or folder of stored activations
+    trust_remote_code: bool = False  # run the Python code that a model's hub repository holds, at its pinned revision
+    check: bool = False  # only load the model, run one batch, and print shapes, γ and memory
     results_dir: str = "results"
     group: str | None = None  # W&B group; the sweep's name in a sweep
 
@@ -141,12 +152,14 @@ def check(cfg: RunConfig) -> None:
     """Refuse values that no run can use. Raises ValueError with the option's name and value."""
     for option, least in LEAST.items():
         value = OmegaConf.select(cfg, option)  # type: ignore[arg-type]
-        if value < least:
+        if value is not None and value < least:
             raise ValueError(f"{option}={value} must be at least {least}")
     for group in ("sae", "revival"):
         _check_options(group, cfg[group])  # type: ignore[index]
     if cfg.task not in ("run", "extract"):
         raise ValueError(f"task={cfg.task} does not exist: use run or extract")
+    if not cfg.store and cfg.train.steps:
+        raise ValueError("store=false measures in the stream, where nothing is trained: add train=none")
     if cfg.precision != "float32" and cfg.sae.name != "topk":
         raise ValueError(f"precision={cfg.precision} is for sae=topk, not for sae={cfg.sae.name}: use float32")
     if cfg.data.rescale_mean is not None and cfg.data.rescale_mean <= 0:
@@ -162,6 +175,14 @@ def _check_options(group: str, cfg: SaeConfig | RevivalConfig) -> None:
             raise ValueError(f"{group}={cfg.name} has no option {option}: leave {group}.{option} out")
 
 
+def key_of(name: str | None) -> str:
+    """A hub id or a path as one part of a path. Raises ValueError where there is none."""
+    if not name:
+        raise ValueError("this model needs to be told which: add name=, or path= for model=dump")
+    return name.strip("/.~").replace("/", "--")
+
+
 def register() -> None:
     """Make the schema known to Hydra, under the names that conf/config.yaml lists."""
+    OmegaConf.register_new_resolver("key_of", key_of, replace=True)
     ConfigStore.instance().store(name="schema", node=RunConfig)

@@ -15,3 +15,8 @@ def resolve_device(name: str) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device={name}, but torch sees no GPU here: use device=cpu or device=auto")
     return device
+
+
+def memory_gb(device: torch.device) -> float | None:
+    """Memory of a GPU in GB; None for the CPU."""
+    return torch.cuda.get_device_properties(device).total_memory / 1e9 if device.type == "cuda" else None

@@ -27,19 +27,21 @@ class Evaluation:
         return 100 * (self.active == 0).double().mean().item()
 
 
+def new_counter(sae: SparseAutoencoder) -> FateCounter:
+    return FateCounter(sae.n_features, sae.k, sae.W_enc.device)
+
+
 @torch.no_grad()
-def count_fates(sae: SparseAutoencoder, centering: Affine, tokens: Iterable[Tensor]) -> FateCounter:
-    """The fates alone, which spare the decoder; arguments as in `evaluate`."""
-    counter = FateCounter(sae.n_features, sae.k, sae.W_enc.device)
+def count_fates(counter: FateCounter, sae: SparseAutoencoder, centering: Affine, tokens: Iterable[Tensor]) -> None:
+    """Take tokens into the counter; the decoder is spared. Arguments as in `evaluate`."""
     for _, pre in _pre_activations(sae, centering, tokens):
         counter.update(pre)
-    return counter
 
 
 @torch.no_grad()
 def evaluate(sae: SparseAutoencoder, centering: Affine, tokens: Iterable[Tensor], variance: float) -> Evaluation:
     """`tokens` are chunks [tokens, d_model] of preprocessed activations; `variance` is their Σσ² over dimensions."""
-    counter = FateCounter(sae.n_features, sae.k, sae.W_enc.device)
+    counter = new_counter(sae)
     active = torch.zeros_like(counter.selected)
     error = 0.0
     for x, pre in _pre_activations(sae, centering, tokens):

@@ -1,7 +1,7 @@
 """One layer of one model under one condition, from its tokens to the record."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,20 +13,22 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from sae_outliers import theory
+from sae_outliers.activations.extract import store_identity
 from sae_outliers.centering import Affine, get_centering
 from sae_outliers.config import RunConfig, options_of
-from sae_outliers.evaluate import Evaluation, compare_selection, count_fates, evaluate
+from sae_outliers.evaluate import Evaluation, compare_selection, count_fates, evaluate, new_counter
 from sae_outliers.fates import FateCounter, alignment
 from sae_outliers.files import digest, written_whole
 from sae_outliers.initialise import initialise
-from sae_outliers.layer_data import LayerData
+from sae_outliers.layer_data import EvalData
+from sae_outliers.layers import last_layer
 from sae_outliers.metrics import MetricsFile, Point
 from sae_outliers.provenance import device_name, git_commit, peak_memory_mb, versions
 from sae_outliers.records import SCHEMA_VERSION, Record, run_dir
 from sae_outliers.sae.autoencoder import SparseAutoencoder
 from sae_outliers.sae.folding import folded_encoder, save_sae
 from sae_outliers.sae.topk import TopK
-from sae_outliers.severity import effective_rank, moments, outlier_dims
+from sae_outliers.severity import effective_rank, outlier_dims
 from sae_outliers.tracking import Tracker
 from sae_outliers.train import Member, Trainer
 
@@ -46,7 +48,11 @@ FINAL_COLUMNS = (
 SELECTION_COLUMNS = ("select_pct_changed", "select_pct_tokens_changed", "select_fvu_change")
 
 # they say where a run happens and how it is watched, not what comes out of it
-NOT_IDENTITY = ("results_dir", "device", "tracker", "group", "task", "layer", "variants")
+NOT_IDENTITY = (
+    *("results_dir", "device", "tracker", "group", "task", "store", "check", "trust_remote_code"),
+    *("model", "name", "path"),  # what of them matters is in the stream's identity
+    *("layer", "variants"),  # of several runs
+)
 # they say nothing about an SAE that is not trained
 OF_TRAINING = ("train", "revival", "precision")
 
@@ -56,14 +62,13 @@ def run_id(cfg: RunConfig, layer: int) -> str:
     identity: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     for key in NOT_IDENTITY:
         identity.pop(key)
-    for key in ("first_layer", "last_layer"):
-        identity["model"].pop(key)
+    identity["data"] = identity["data"]["rescale_mean"]
     identity["train"].pop("checkpoint_every")
     identity["sae_seed"] = sae_seed(cfg)
     if cfg.train.steps == 0:
         for key in OF_TRAINING:
             identity.pop(key)
-    return digest(identity | {"layer": layer, "schema": SCHEMA_VERSION})
+    return digest(identity | {"stream": store_identity(cfg), "layer": layer, "schema": SCHEMA_VERSION})
 
 
 def sae_seed(cfg: RunConfig) -> int:
@@ -77,15 +82,15 @@ def directory_of(cfg: RunConfig, layer: int) -> Path:
 class Job:
     """One run of a layer: prepare, train, finish; its methods stand in that order."""
 
-    def __init__(self, cfg: RunConfig, layer: int, directory: Path, tracker: Tracker, data: LayerData) -> None:
+    def __init__(self, cfg: RunConfig, layer: int, directory: Path, tracker: Tracker, data: EvalData) -> None:
         self.cfg, self.layer, self.directory, self.tracker, self.data = cfg, layer, directory, tracker, data
 
     def condition(self) -> str:
         cfg = self.cfg
         return f"{cfg.sae.name} {cfg.centering.name}" + ("" if cfg.revival.name == "none" else f" {cfg.revival.name}")
 
-    def prepare(self) -> None:
-        """Centering, the SAE and its fates at initialisation."""
+    def prepare(self, sae: SparseAutoencoder | None = None) -> None:
+        """Centering and the SAE: a new one, or `sae` where only its fates at initialisation are wanted."""
         self.seen = self.data.severity.seen
         self.shift: Tensor | None = None
         if self.cfg.data.rescale_mean is not None:
@@ -93,12 +98,12 @@ class Job:
             self.seen, self.shift = self.seen.shifted(shift), shift.float()
         self.mean, self.variance = self.seen.mean.float(), self.seen.variance.sum().item()
         self.centering = get_centering(self.cfg.centering.name, self.seen)
-        self.sae_input = moments(map(self.see, self.data.eval_tokens()), covariance=True)
-        self.sae = self.new_sae()
+        self.sae_input = self.seen.mapped(self.centering.shift, self.centering.linear)
+        self.sae = self.new_sae() if sae is None else sae
         # of what the encoder multiplies
         off_center = self.sae_input.mean - self.sae.b_dec.detach()
         self.gamma_sae_input = (off_center.norm() / self.sae_input.variance.sum().sqrt()).item()
-        self.initial, self.initial_alignment = self.count_fates(), self.alignment()
+        self.initial, self.initial_alignment = new_counter(self.sae), self.alignment()
         self.metrics = MetricsFile(self.directory / "metrics.jsonl", self.tracker.log)
         self.trainer = Trainer(
             self.sae, self.cfg.train, get_class(self.cfg.revival._target_)(**options_of(self.cfg.revival))
@@ -127,12 +132,13 @@ class Job:
         kind: type[SparseAutoencoder] = get_class(cfg.sae._target_)
         options = options_of(cfg.sae) | ({} if cfg.precision == "float32" else {"precision": cfg.precision})
         scale = self.sae_input.variance.sum().sqrt().item()
-        sae = kind(self.data.tokens.d_model, scale=scale, seed=sae_seed(cfg), **options).to(self.data.device)
+        sae = kind(self.data.d_model, scale=scale, seed=sae_seed(cfg), **options).to(self.data.device)
         initialise(sae, cfg.init, lambda: map(self.see, self.data.eval_tokens()), self.sae_input, sae_seed(cfg))
         return sae
 
-    def count_fates(self) -> FateCounter:
-        return count_fates(self.sae, self.centering, self.eval_tokens())
+    def count_initial(self, tokens: Iterable[Tensor]) -> None:
+        """Take preprocessed tokens, in chunks [tokens, d_model], into the fates at initialisation."""
+        count_fates(self.initial, self.sae, self.centering, map(self.plant, tokens))
 
     def alignment(self) -> Tensor:
         """cos(encoder direction, μ) of each feature, both in the space of the preprocessed activations."""
@@ -190,7 +196,7 @@ class Job:
             "model": cfg.model.name,
             "domain": cfg.model.domain,
             "layer": self.layer,
-            "last_layer": cfg.model.last_layer,
+            "last_layer": last_layer(cfg.model),
             "sae": cfg.sae.name,
             "revival": cfg.revival.name,
             "init": cfg.init.name,
@@ -207,7 +213,7 @@ class Job:
             "data": cfg.data.name,
             "train_steps": cfg.train.steps,
             "train_batch_size": cfg.train.batch_size,
-            "n_train": self.data.tokens.n_train,
+            "n_train": self.data.n_train,
             "lr": cfg.train.lr,
             "b_dec_lr": cfg.train.lr if cfg.train.b_dec_lr is None else cfg.train.b_dec_lr,
             "warmup_steps": cfg.train.warmup_steps,
@@ -216,7 +222,7 @@ class Job:
             "sae_options": json.dumps({k: v for k, v in options_of(cfg.sae).items() if k not in ("n_features", "k")}),
             "revival_options": json.dumps(options_of(cfg.revival)),
             "planted_gamma": cfg.data.rescale_mean,
-            "d_model": self.data.tokens.d_model,
+            "d_model": self.data.d_model,
         }
 
     def severity_columns(self) -> dict[str, Any]:

@@ -2,7 +2,9 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from sae_outliers.activations.extract import store_dir, training_tokens
@@ -27,16 +29,51 @@ class Severity:
     special: dict[str, Moments]
 
 
+class SeverityMeter:
+    """Takes in a layer's rows chunk by chunk."""
+
+    def __init__(self, cfg: RunConfig, device: torch.device) -> None:
+        self.cfg, self.device = cfg, device
+        plain, special = ({name: Moments() for name in PREPROCESSINGS} for _ in range(2))
+        self.severity = Severity(Moments(covariance=True), plain, special)
+
+    def update(self, rows: Tensor, is_special: Tensor) -> None:
+        """Rows [n, d_model] as the network put them out, and which of them are special tokens, bool [n]."""
+        rows, ordinary = rows.to(self.device), ~is_special.to(self.device)
+        for name, preprocess in PREPROCESSINGS.items():
+            x = preprocess(rows)
+            self.severity.special[name].update(x)
+            self.severity.plain[name].update(x[ordinary])
+            if name == self.cfg.preprocessing:
+                self.severity.seen.update(x if self.cfg.special_tokens else x[ordinary])
+
+
+class EvalData(Protocol):
+    """What a job needs to know of its layer to measure at initialisation."""
+
+    device: torch.device
+    severity: Severity
+    d_model: int
+    n_train: int
+
+    def eval_tokens(self) -> Iterator[Tensor]:
+        """The preprocessed evaluation tokens, in chunks [tokens, d_model]."""
+
+
 class LayerData:
-    """A layer's tokens and their severity, which all variants of a run share."""
+    """A layer's stored tokens and their severity, which all variants of a run share."""
 
     def __init__(self, cfg: RunConfig, layer: int) -> None:
         self.cfg = cfg
         self.device = resolve_device(cfg.device)
         self.preprocess = get_preprocessing(cfg.preprocessing)
-        files = LayerFiles(store_dir(cfg), layer)
-        self.tokens = LayerTokens(files, cfg.n_eval, training_tokens(cfg), cfg.special_tokens)
-        self.severity = self.measure_severity()
+        self.n_train = training_tokens(cfg)
+        self.tokens = LayerTokens(LayerFiles(store_dir(cfg), layer), cfg.n_eval, self.n_train, cfg.special_tokens)
+        self.d_model = self.tokens.d_model
+        meter = SeverityMeter(cfg, self.device)
+        for rows, is_special in self.tokens.eval_rows():
+            meter.update(rows, is_special)
+        self.severity = meter.severity
 
     def eval_tokens(self) -> Iterator[Tensor]:
         """The preprocessed evaluation tokens, in chunks [tokens, d_model]."""
@@ -46,17 +83,3 @@ class LayerData:
         """Preprocessed batches [batch_size, d_model], from step `start` on."""
         batches = self.tokens.training_batches(self.cfg.train.batch_size, self.cfg.seed, start)
         return (self.preprocess(x.to(self.device)) for x in batches)
-
-    def measure_severity(self) -> Severity:
-        plain = {name: Moments() for name in PREPROCESSINGS}
-        special = {name: Moments() for name in PREPROCESSINGS}
-        seen = Moments(covariance=True)
-        for rows, is_special in self.tokens.eval_rows():
-            ordinary = ~is_special.to(self.device)
-            for name, preprocess in PREPROCESSINGS.items():
-                x = preprocess(rows.to(self.device))
-                special[name].update(x)
-                plain[name].update(x[ordinary])
-                if name == self.cfg.preprocessing:
-                    seen.update(x if self.cfg.special_tokens else x[ordinary])
-        return Severity(seen, plain, special)

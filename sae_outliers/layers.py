@@ -3,6 +3,22 @@
 from collections.abc import Iterable
 from typing import Any
 
+from omegaconf import OmegaConf
+
+from sae_outliers.built import built
+from sae_outliers.config import ModelConfig
+
+
+def last_layer(model: ModelConfig) -> int:
+    """The number of the model's last layer: as the config says, or as the `_target_` that it names finds it."""
+    found: Any = model.last_layer
+    return int(built(found)) if OmegaConf.is_config(found) else int(found)
+
+
+def layers_of(model: ModelConfig, layer: Any) -> list[int]:
+    """The layers of the model that `layer` names. Raises ValueError as `resolve_layers`."""
+    return resolve_layers(layer, model.first_layer, last_layer(model))
+
 
 def resolve_layers(layer: Any, first: int, last: int) -> list[int]:
     """The layers that `layer` names among `first`..`last`: `all`, `middle`, a number or a list of numbers.

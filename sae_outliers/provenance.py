@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-PACKAGES = ("sae-outliers", "torch", "transformers", "timm", "numpy")
+PACKAGES = ("sae-outliers", "torch", "transformers", "timm", "datasets", "numpy")
 
 
 def git_commit() -> str:

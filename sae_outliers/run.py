@@ -7,15 +7,19 @@ by side. With -m, the sweeper in launch/ makes one job per model, layer and cond
 import logging
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import hydra
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
+from omegaconf.errors import OmegaConfBaseException
 
 from sae_outliers.activations.extract import extract
+from sae_outliers.check import check_model
 from sae_outliers.config import RunConfig, check, expand, register
-from sae_outliers.layers import resolve_layers
+from sae_outliers.in_stream import measure_in_stream
+from sae_outliers.layers import layers_of
 from sae_outliers.records import describe, read_record
 from sae_outliers.side_by_side import run_layer
 
@@ -26,13 +30,23 @@ def run(cfg: RunConfig, variants: Sequence[RunConfig]) -> None:
     """All layers that the config names, from one forward pass, each under all variants."""
     for variant in (cfg, *variants):
         check(variant)
-    layers = resolve_layers(cfg.layer, cfg.model.first_layer, cfg.model.last_layer)
+    layers = layers_of(cfg.model, cfg.layer)
+    if cfg.check:
+        check_model(cfg, layers)
+        return
+    if not cfg.store:
+        report(measure_in_stream(variants, layers))
+        return
     extract(cfg, layers)
     if cfg.task == "extract":
         return
     for layer in layers:
-        for directory in run_layer(variants, layer):
-            log.info("%s; %s", describe(read_record(directory)), directory)
+        report(run_layer(variants, layer))
+
+
+def report(directories: Sequence[Path]) -> None:
+    for directory in directories:
+        log.info("%s; %s", describe(read_record(directory)), directory)
 
 
 def composed_variants(cfg: RunConfig, overrides: Sequence[str]) -> list[RunConfig]:
@@ -50,7 +64,10 @@ def main(cfg: RunConfig) -> None:
         return run(cfg, variants)
     try:
         run(cfg, variants)
-    except (ValueError, FileNotFoundError) as error:
+    except OmegaConfBaseException as error:
+        log.error("%s", str(error).splitlines()[0])  # what follows is about OmegaConf's own types
+        sys.exit(1)
+    except (ValueError, OSError, ImportError) as error:  # OSError: transformers, of what the hub does not have
         log.error("%s", error)
         sys.exit(1)
 

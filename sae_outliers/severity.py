@@ -49,6 +49,14 @@ class Moments:
         result.count, result.mean, result.scatter = self.count, self.mean + shift, self.scatter
         return result
 
+    def mapped(self, shift: Tensor, linear: Tensor | None) -> "Moments":
+        """The moments of (x - shift) @ linear over the same tokens; needs the full covariance where there is a map."""
+        result = self.shifted(-shift.double())
+        if linear is not None:
+            by = linear.double()
+            result.mean, result.scatter = result.mean @ by, by.T @ result.scatter @ by
+        return result
+
     @property
     def variance(self) -> Tensor:
         """Population variance of each dimension, [d_model]."""

@@ -2,8 +2,8 @@
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from filelock import FileLock
@@ -31,25 +31,36 @@ def run_layer(variants: Sequence[RunConfig], layer: int) -> list[Path]:
         ValueError: the configs do not share their stream of tokens.
     """
     check_one_stream(variants)
-    directories = {directory_of(cfg, layer): cfg for cfg in variants}
+    configs = {directory_of(cfg, layer): cfg for cfg in variants}
+    with unfinished(configs) as left:
+        if left:
+            run_side_by_side({directory: configs[directory] for directory in left}, layer)
+    return list(configs)
+
+
+@contextmanager
+def unfinished(directories: Iterable[Path]) -> Iterator[list[Path]]:
+    """The folders of runs that have no record yet, in the order given; no other process works on them meanwhile."""
+    directories = list(directories)
     with ExitStack() as locked:
         for directory in sorted(directories):  # in one order everywhere, so that no two processes wait for each other
             directory.mkdir(parents=True, exist_ok=True)
             locked.enter_context(FileLock(directory / ".lock"))
-        left = {directory: cfg for directory, cfg in directories.items() if not is_finished(directory)}
-        for directory in directories.keys() - left.keys():
+        for directory in filter(is_finished, directories):
             log.info("%s: finished before", directory)
-        if left:
-            run_side_by_side(left, layer)
-    return list(directories)
+        yield [directory for directory in directories if not is_finished(directory)]
+
+
+def write_config(directory: Path, cfg: RunConfig, layer: int) -> None:
+    resolved = OmegaConf.to_yaml(OmegaConf.merge(cfg, {"layer": layer, "variants": []}), resolve=True)
+    (directory / "config.yaml").write_text(resolved)
 
 
 def run_side_by_side(configs: Mapping[Path, RunConfig], layer: int) -> None:
     """Run a layer under each config, whose folder is given, to its record."""
     start = time.monotonic()
     for directory, cfg in configs.items():
-        resolved = OmegaConf.to_yaml(OmegaConf.merge(cfg, {"layer": layer, "variants": []}), resolve=True)
-        (directory / "config.yaml").write_text(resolved)
+        write_config(directory, cfg, layer)
     first = next(iter(configs.values()))
     extract(first, [layer])
     data = LayerData(first, layer)
@@ -58,16 +69,23 @@ def run_side_by_side(configs: Mapping[Path, RunConfig], layer: int) -> None:
         for directory, cfg in configs.items():
             jobs.append(Job(cfg, layer, directory, start_tracker(cfg, layer, directory.name), data))
             jobs[-1].prepare()
+            jobs[-1].count_initial(data.eval_tokens())
         train_all(jobs, data)
         while jobs:
-            record = jobs[0].finish(len(configs), time.monotonic() - start)
-            write_record(jobs[0].directory, record)
-            (jobs[0].directory / CHECKPOINT).unlink(missing_ok=True)
-            jobs.pop(0).tracker.finish({k: v for k, v in vars(record).items() if isinstance(v, int | float)})
+            finish(jobs[0], len(configs), time.monotonic() - start)
+            jobs.pop(0)
     except BaseException:
         for job in jobs:
             job.tracker.finish({}, exit_code=1)
         raise
+
+
+def finish(job: Job, side_by_side: int, seconds: float) -> None:
+    """Write the job's record, its last file, and close its tracker."""
+    record = job.finish(side_by_side, seconds)
+    write_record(job.directory, record)
+    (job.directory / CHECKPOINT).unlink(missing_ok=True)
+    job.tracker.finish({k: v for k, v in vars(record).items() if isinstance(v, int | float)})
 
 
 def train_all(jobs: Sequence[Job], data: LayerData) -> None:

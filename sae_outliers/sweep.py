@@ -7,7 +7,7 @@ from pathlib import Path
 from sae_outliers.activations.extract import store_dir, tokens_wanted
 from sae_outliers.config import RunConfig, check
 from sae_outliers.job import directory_of
-from sae_outliers.layers import resolve_layers
+from sae_outliers.layers import layers_of
 from sae_outliers.records import is_finished
 
 
@@ -46,27 +46,37 @@ def plan(composed: Iterable[tuple[Sequence[str], RunConfig, Sequence[RunConfig]]
         for variant in (cfg, *variants):
             check(variant)
         overrides = [override for override in combination if not override.startswith("layer=")]
-        for layer in resolve_layers(cfg.layer, cfg.model.first_layer, cfg.model.last_layer):
-            directories = tuple(directory_of(variant, layer) for variant in variants)
-            side_by_side = f"{len(variants)} variants" if cfg.variants else f"centering={cfg.centering.name}"
-            name = f"{cfg.model.name} layer {layer} {cfg.sae.name} {side_by_side}"
-            task = Task((*overrides, f"layer={layer}"), name, store_dir(cfg), directories)
-            jobs.setdefault(directories, (task, layer, cfg))
+        layers = layers_of(cfg.model, cfg.layer)
+        for together in [[layer] for layer in layers] if cfg.store else [layers]:
+            directories = tuple(directory_of(variant, layer) for layer in together for variant in variants)
+            task = Task((*overrides, _layer_override(together)), _name(cfg, together), store_dir(cfg), directories)
+            jobs.setdefault(directories, (task, together[0], cfg))
     open_jobs = [entry for entry in jobs.values() if not entry[0].is_done()]
     return Plan(_extractions(open_jobs), [task for task, _, _ in open_jobs], len(jobs) - len(open_jobs))
+
+
+def _layer_override(layers: Sequence[int]) -> str:
+    return f"layer={layers[0]}" if len(layers) == 1 else f"layer=[{','.join(map(str, layers))}]"
+
+
+def _name(cfg: RunConfig, layers: Sequence[int]) -> str:
+    where = f"layer {layers[0]}" if len(layers) == 1 else f"{len(layers)} layers"
+    side_by_side = f"{len(cfg.variants)} variants" if cfg.variants else f"centering={cfg.centering.name}"
+    return f"{cfg.model.name} {where} {cfg.sae.name} {side_by_side}"
 
 
 def _extractions(jobs: list[tuple[Task, int, RunConfig]]) -> list[Task]:
     by_store: dict[Path, list[tuple[Task, int, RunConfig]]] = {}
     for entry in jobs:
-        by_store.setdefault(entry[0].store, []).append(entry)
+        if entry[2].store:  # without a store each job runs the network itself
+            by_store.setdefault(entry[0].store, []).append(entry)
     return [_extraction(store, entries) for store, entries in by_store.items()]
 
 
 def _extraction(store: Path, jobs: list[tuple[Task, int, RunConfig]]) -> Task:
     task, _, cfg = max(jobs, key=lambda entry: tokens_wanted(entry[2]))
     layers = sorted({layer for _, layer, _ in jobs})
-    overrides = (*task.overrides[:-1], f"layer=[{','.join(map(str, layers))}]", "task=extract")
+    overrides = (*task.overrides[:-1], _layer_override(layers), "task=extract")
     return Task(overrides, f"{cfg.model.name} activations", store)
 
 

@@ -49,6 +49,13 @@ def test_shares_of_changed_selections_are_percentages(written: Path) -> None:
     assert set(zip(selection["gamma"], selection["training_steps"], strict=True)) == {(0, 0), (0, 3), (50, 0), (50, 3)}
 
 
+def test_the_forward_pass_is_the_unit_of_extraction(written: Path) -> None:
+    cases = pd.read_csv(written / "extraction.csv").set_index("case")
+    assert list(cases.index) == ["forward pass alone", "capturing 1 layer(s)", "and storing them"]
+    assert cases["ratio"].iloc[0] == 1
+    assert cases.gt(0).all(axis=None)
+
+
 @pytest.mark.parametrize("name", ["death_at_init", "growth"])
 def test_time_and_memory_are_given_for_each_size(written: Path, name: str) -> None:
     rows = pd.read_csv(written / f"{name}.csv")

@@ -1,5 +1,10 @@
 """Extraction on a real model: the layers' outputs are the network's, and a store is filled once, resumed, extended."""
 
+import itertools
+import shutil
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,12 +14,14 @@ import torch
 from hydra.utils import instantiate
 
 from sae_outliers.activations import extract as extraction
+from sae_outliers.activations import stream
 from sae_outliers.activations.capture import capture
-from sae_outliers.activations.extract import extract, store_dir, token_rows
-from sae_outliers.activations.store import LayerFiles, LayerTokens
+from sae_outliers.activations.extract import extract, store_dir
+from sae_outliers.activations.store import BEGINS, SPECIAL, LayerFiles, LayerTokens
+from sae_outliers.activations.stream import token_rows
 from sae_outliers.config import RunConfig
 from sae_outliers.models.backbone import Batch
-from tests.conftest import composed
+from tests.conftest import ROOT, composed
 
 TEXTS = [
     "A sparse autoencoder learns a dictionary of directions. " * 20,
@@ -81,7 +88,7 @@ def test_an_interrupted_extraction_goes_on_and_gives_the_same_bytes(
             raise KeyboardInterrupt
         return capture(*arguments)
 
-    monkeypatch.setattr(extraction, "capture", capture_twice)
+    monkeypatch.setattr(stream, "capture", capture_twice)
     with pytest.raises(KeyboardInterrupt):
         extract(cut, [1, 2])
     monkeypatch.undo()
@@ -90,7 +97,44 @@ def test_an_interrupted_extraction_goes_on_and_gives_the_same_bytes(
     for layer in (1, 2):
         one, other = LayerFiles(store_dir(whole), layer), LayerFiles(store_dir(cut), layer)
         assert one.rows_path.read_bytes() == other.rows_path.read_bytes()
-        assert one.special_path.read_bytes() == other.special_path.read_bytes()
+        assert one.flags_path.read_bytes() == other.flags_path.read_bytes()
+
+
+KILLED = """
+import os, signal, sys
+from sae_outliers.activations import extract, stream
+from tests.test_extract import config
+from pathlib import Path
+
+extract.SHARD_BYTES = 3 << 20  # a shard every other batch
+capture, calls = stream.capture, 0
+
+def killed_at_the_sixth(*arguments):
+    global calls
+    calls += 1
+    if calls == 6:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return capture(*arguments)
+
+stream.capture = killed_at_the_sixth
+extract.extract(config(Path(sys.argv[1]), "n_eval=6000", "data.batch_size=4"), [1, 2])
+"""
+
+
+@pytest.mark.weights
+def test_after_a_kill_it_goes_on_from_the_last_whole_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    killed = subprocess.run([sys.executable, "-c", KILLED, tmp_path / "cut"], cwd=ROOT, capture_output=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    cut = config(tmp_path / "cut", "n_eval=6000", "data.batch_size=4")
+    left = LayerFiles(store_dir(cut), 1).extent()
+    assert left.items == 16  # five batches of four items came in, and the fifth was not written yet
+    monkeypatch.setattr(extraction, "SHARD_BYTES", 3 << 20)
+    extract(cut, [1, 2])
+    whole = config(tmp_path / "whole", "n_eval=6000", "data.batch_size=4")
+    extract(whole, [1, 2])
+    one, other = LayerFiles(store_dir(whole), 2), LayerFiles(store_dir(cut), 2)
+    assert one.rows_path.read_bytes() == other.rows_path.read_bytes()
+    assert one.extent() == other.extent()
 
 
 @pytest.mark.weights
@@ -109,10 +153,10 @@ def test_a_store_is_reused_extended_and_joined_by_other_layers(tmp_path: Path) -
 
 @pytest.mark.weights
 def test_data_that_end_too_early_are_named(tmp_path: Path) -> None:
-    cfg = config(tmp_path, "n_eval=100000000")
+    cfg = config(tmp_path, "n_eval=100000")
     # the corpus is cut so that the test need not run all of it
     cfg.data.source = {"_target_": "tests.test_extract.two_documents"}
-    with pytest.raises(ValueError, match=r"data=text has only \d+ tokens for minilm, but .* ask for 100000000"):
+    with pytest.raises(ValueError, match=r"data=text has only \d+ tokens for minilm, but .* ask for 100000,"):
         extract(cfg, [1])
 
 
@@ -120,24 +164,79 @@ def two_documents() -> Any:
     return lambda seed: iter(TEXTS)
 
 
-def test_padding_is_left_out_special_tokens_are_flagged_and_the_draw_is_bounded_and_repeatable() -> None:
+def test_padding_is_left_out_and_flags_tell_special_tokens_and_where_documents_begin() -> None:
     hidden = torch.arange(2 * 6, dtype=torch.float32).reshape(2, 6, 1)
-    mask = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0]]).bool()
-    special = torch.tensor([[1, 0, 0, 0, 0, 0], [1, 0, 0, 0, 0, 0]]).bool()
-    batch = Batch({}, mask, special)
-    rows, flags = token_rows(hidden, batch, None, (0, 0))
+    rows, flags = token_rows(hidden, BATCH, None, 0, 0)
     assert rows.flatten().tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8]
-    assert flags.nonzero().flatten().tolist() == [0, 6]
-    rows, flags = token_rows(hidden, batch, 3, (0, 5))
-    assert [int(i) // 6 for i in rows[~flags]] == [0, 0, 0, 1, 1]
-    assert flags.sum() == 2
-    assert torch.equal(rows, token_rows(hidden, batch, 3, (0, 5))[0])
-    draws = {tuple(token_rows(hidden, batch, 3, (0, n))[0].flatten().tolist()) for n in range(20)}
+    assert (flags & SPECIAL).nonzero().flatten().tolist() == [0, 6]
+    assert (flags & BEGINS).nonzero().flatten().tolist() == [6]
+
+
+def test_the_draw_is_bounded_repeatable_and_the_same_however_items_are_batched() -> None:
+    hidden = torch.arange(2 * 6, dtype=torch.float32).reshape(2, 6, 1)
+    rows, flags = token_rows(hidden, BATCH, 3, 0, 5)
+    assert [int(i) // 6 for i in rows[flags & SPECIAL == 0]] == [0, 0, 0, 1, 1]
+    assert (flags & SPECIAL).sum() == 2
+    assert torch.equal(rows, token_rows(hidden, BATCH, 3, 0, 5)[0])
+    draws = {tuple(token_rows(hidden, BATCH, 3, 0, n)[0].flatten().tolist()) for n in range(20)}
     assert len(draws) > 3
+    alone = Batch({}, BATCH.mask[1:], BATCH.special[1:])  # type: ignore[index]
+    assert torch.equal(token_rows(hidden[1:], alone, 3, 0, 6)[0], rows[4:])
+
+
+BATCH = Batch(
+    {},
+    mask=torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0]]).bool(),
+    special=torch.tensor([[1, 0, 0, 0, 0, 0], [1, 0, 0, 0, 0, 0]]).bool(),
+    begins=torch.tensor([False, True]),
+)
 
 
 def test_a_mask_that_does_not_fit_the_blocks_output_is_named() -> None:
     with pytest.raises(
         ValueError, match=r"the mask covers \[items, positions\] = \[2, 5\], the block's output \[2, 6\]"
     ):
-        token_rows(torch.zeros(2, 6, 1), Batch({}, torch.ones(2, 5).bool()), None, (0, 0))
+        token_rows(torch.zeros(2, 6, 1), Batch({}, torch.ones(2, 5).bool()), None, 0, 0)
+
+
+@pytest.mark.weights
+def test_batches_of_another_size_store_the_same_tokens(tmp_path: Path) -> None:
+    stored = []
+    for size in (3, 8):
+        cfg = config(tmp_path / str(size), "n_eval=2000", f"data.batch_size={size}", "data.tokens_per_item=20")
+        extract(cfg, [1])
+        stored.append(torch.cat(list(LayerTokens(LayerFiles(store_dir(cfg), 1), 2000, 0, False).eval_chunks())))
+    torch.testing.assert_close(stored[0], stored[1], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.weights
+def test_no_document_is_in_both_the_evaluation_and_the_training_part(tmp_path: Path, minilm: Any) -> None:
+    cfg = config(tmp_path, "n_eval=700", "train=short", "train.n_tokens=900", "train.steps=1")
+    extract(cfg, [1])
+    tokens = LayerTokens(LayerFiles(store_dir(cfg), 1), 700, 900, False)
+    lengths = [  # of the documents in the order in which they come, as a loop over them gives it
+        sum(len(window) - 2 for window in minilm.items(document))
+        for document in itertools.islice(instantiate(cfg.data.source)(cfg.seed), 60)
+    ]
+    ends = list(itertools.accumulate(lengths))
+    flags = tokens._flags[: tokens.parts.train_start]
+    assert (flags & SPECIAL == 0).sum() == next(end for end in ends if end >= 700)
+
+
+@pytest.mark.weights
+def test_it_says_what_it_will_take_and_refuses_where_the_disk_is_too_small(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    cfg = config(tmp_path, "n_eval=3000")
+    usage = shutil.disk_usage(tmp_path)
+    with caplog.at_level("INFO"):
+        extract(cfg, [1, 2])
+    (said,) = [message for message in caplog.messages if "to go" in message]
+    assert "minilm, 2 layer(s), 3000 tokens to go: about 0.00" in said
+    stated = float(said.split("about ")[1].split()[0]) * 1e9
+    written = sum(LayerFiles(store_dir(cfg), layer).rows_path.stat().st_size for layer in (1, 2))
+    assert written / 1.5 < stated < written * 1.5
+
+    monkeypatch.setattr(extraction.shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    with pytest.raises(ValueError, match=r"GB do not fit in .*activations, where 1e-06 GB are free: take fewer layers"):
+        extract(cfg, [3])

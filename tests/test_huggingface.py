@@ -7,6 +7,7 @@ import torch
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
+from sae_outliers.activations.capture import capture
 from sae_outliers.models.backbone import Backbone
 from sae_outliers.models.huggingface import load
 
@@ -127,3 +128,18 @@ def test_weights_that_the_checkpoint_lacks_are_not_drawn_at_random(bert: Path, t
 def test_context_without_room_is_refused(bert: Path) -> None:
     with pytest.raises(ValueError, match="no room"):
         load(bert, "encoder.layer", context=10, shortest=16)
+
+
+@pytest.mark.parametrize(("dtype", "expected"), [("bfloat16", torch.bfloat16), (None, torch.bfloat16)])
+def test_other_types_are_had_by_asking_and_layers_are_float32_all_the_same(
+    bert: Path, dtype: str | None, expected: torch.dtype
+) -> None:
+    backbone = load(bert, context=32, shortest=1, dtype=dtype)
+    assert {weight.dtype for weight in backbone.module.parameters()} == {expected}
+    (batch,) = backbone.batches(["A B C"], batch_size=1)
+    assert capture(backbone, batch, [2])[2].dtype == torch.float32
+
+
+def test_a_type_that_does_not_exist_is_refused(bert: Path) -> None:
+    with pytest.raises(ValueError, match="dtype=float is not known: use float32, bfloat16, float16 or null"):
+        load(bert, context=32, dtype="float")

@@ -1,21 +1,23 @@
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from sae_outliers.activations.store import LayerFiles, LayerTokens
+from sae_outliers.activations.store import BEGINS, SPECIAL, LayerFiles, LayerTokens, find_parts
 
 D = 3
 
 
-def stored(directory: Path, rows: int, every_special: int = 5) -> LayerFiles:
-    """Rows [i, i, i]; every fifth is special. Appended in uneven pieces."""
+def stored(directory: Path, rows: int, every_special: int = 5, every_document: int = 1) -> LayerFiles:
+    """Rows [i, i, i]; every fifth is special, and each a document of its own. Appended in uneven shards."""
     files = LayerFiles(directory, 7)
     numbers = torch.arange(rows)
+    flags = (numbers % every_special == 0) * SPECIAL + (numbers % every_document == 0) * BEGINS
     x = numbers[:, None].float().expand(-1, D)
     for part in numbers.split(37):
-        files.append(x[part], part % every_special == 0, batches=1)
+        files.append(x[part], flags[part].to(torch.uint8), items=1)
     return files
 
 
@@ -59,21 +61,83 @@ def test_rows_that_a_killed_process_left_behind_the_extent_are_overwritten(tmp_p
     files = stored(tmp_path, 74)
     with files.rows_path.open("ab") as file:
         file.write(b"half a row")
-    with files.special_path.open("ab") as file:
+    with files.flags_path.open("ab") as file:
         file.write(b"\1\1")
-    files.append(torch.full((2, D), 74.0), torch.tensor([False, False]), batches=1)
+    files.append(torch.full((2, D), 74.0), torch.zeros(2, dtype=torch.uint8), items=1)
     tokens = LayerTokens(files, n_eval=60, n_train=0, special_tokens=True)
     assert numbers(tokens.eval_chunks())[-1] == 59
     assert files.rows_path.stat().st_size == 76 * D * 4
     assert files.extent().rows == 76
-    assert files.extent().batches == 3
+    assert files.extent().items == 3
 
 
 def test_too_few_tokens_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no activations are stored"):
         LayerTokens(LayerFiles(tmp_path, 1), 1, 0, False)
     files = stored(tmp_path, 100)
-    with pytest.raises(ValueError, match="holds 80 tokens, not the 81 asked for"):
+    with pytest.raises(ValueError, match="holds 80 tokens: too few for n_eval=81 and, in other documents"):
         LayerTokens(files, n_eval=81, n_train=0, special_tokens=False)
-    with pytest.raises(ValueError, match=r"train.n_tokens=7 gives no batch of train.batch_size=8"):
+    with pytest.raises(ValueError, match=r"train\.n_tokens=7 gives no batch of train\.batch_size=8"):
         next(LayerTokens(files, n_eval=10, n_train=7, special_tokens=False).training_batches(8, 0))
+
+
+def test_training_begins_with_a_document_of_which_no_token_is_evaluated(tmp_path: Path) -> None:
+    files = stored(tmp_path, 1000, every_document=70)
+    tokens = LayerTokens(files, n_eval=300, n_train=200, special_tokens=False)
+    ordinary = [i for i in range(1000) if i % 5]
+    assert numbers(tokens.eval_chunks()) == ordinary[:300]  # rows 1 to 374, the last of them in document 5
+    trained = sorted(numbers(islice(tokens.training_batches(20, seed=0), 10)))
+    assert trained == [i for i in ordinary if i >= 6 * 70][:200]
+    assert files.holds(300, 464)
+    assert not files.holds(300, 465)
+
+
+def test_parts_against_a_loop_over_the_rows() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        flags = rng.choice([0, SPECIAL, BEGINS, SPECIAL | BEGINS], 40).astype("u1")
+        n_eval, n_train, special_tokens = int(rng.integers(1, 12)), int(rng.integers(0, 12)), bool(rng.integers(2))
+        evaluated: list[int] = []
+        trained: list[int] = []
+        for row, flag in enumerate(flags):
+            begun = begun_before(flags, evaluated, n_eval, row)
+            if flag & SPECIAL and not special_tokens:
+                continue
+            if len(evaluated) < n_eval:
+                evaluated.append(row)
+            elif begun and len(trained) < n_train:
+                trained.append(row)
+        parts = find_parts(flags, n_eval, n_train, special_tokens)
+        if len(evaluated) < n_eval or len(trained) < n_train:
+            assert parts is None
+            continue
+        assert parts is not None
+        assert parts.eval_end == evaluated[-1] + 1
+        if n_train:
+            kept = [
+                row for row in range(parts.train_start, parts.train_end) if special_tokens or not flags[row] & SPECIAL
+            ]
+            assert kept == trained
+
+
+def begun_before(flags: np.ndarray, evaluated: list[int], n_eval: int, row: int) -> bool:
+    """Whether a document began between the last evaluated row and this one."""
+    return len(evaluated) == n_eval and bool((flags[evaluated[-1] + 1 : row + 1] & BEGINS).any())
+
+
+@pytest.mark.parametrize("path", ["rows_path", "flags_path"])
+def test_a_shard_that_was_changed_is_named_when_it_is_read_and_the_others_are_not_touched(
+    tmp_path: Path, path: str
+) -> None:
+    files = stored(tmp_path, 10_000)
+    whole = files.rows_path.read_bytes()
+    damaged = getattr(files, path)
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2] ^= 4  # among rows 4995 to 5032
+    damaged.write_bytes(content)
+    assert len(numbers(LayerTokens(files, 3000, 0, False).eval_chunks())) == 3000
+    with pytest.raises(ValueError, match=r"rows 4995 to 5032 of .*layer_07.f32 are not what was written there: delete"):
+        numbers(LayerTokens(files, 6000, 0, False).eval_chunks())
+    with pytest.raises(ValueError, match="rows 4995 to 5032"):
+        list(islice(LayerTokens(files, 10, 7000, False).training_batches(100, 0), 70))
+    assert len(whole) == 10_000 * D * 4

@@ -63,7 +63,8 @@ def test_a_failing_job_and_a_failing_extraction_are_named_and_the_others_go_on(c
 
 def nothing_for_sapiens(**options: object) -> Callable[[int], list[str]]:
     """Enough English for MiniLM; in a protein model's windows of 142 residues, too little."""
-    return lambda seed: ["Outlier dimensions have a mean that is large beside their variation. " * 6] * 15
+    text = "Outlier dimensions have a mean that is large beside their variation. "
+    return lambda seed: [f"{number} {text * 6}" for number in range(15)]
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
@@ -88,7 +89,10 @@ TRAIN = (
 
 def start(directory: Path, *more: str) -> subprocess.Popen[str]:
     arguments = [sys.executable, "-m", "sae_outliers.run", "-m", *TRAIN, *SMALL, f"results_dir={directory}", *more]
-    return subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    return subprocess.Popen(
+        arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores it
+    )  # fmt: skip
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:

@@ -59,17 +59,6 @@ def test_unknown_corpus_is_refused() -> None:
         next(PackagedText(("novels",))(0))
 
 
-def test_fasta_records_are_joined_and_stops_dropped(tmp_path: Path) -> None:
-    (tmp_path / "a.faa").write_text(">one some words\nMKV\nLA*\n>two\nMKVLA\n\n>three\nGG\n")
-    assert list(protein.read_fasta(tmp_path / "a.faa")) == ["MKVLA", "MKVLA", "GG"]
-    assert sorted(Proteins(str(tmp_path))(0)) == ["GG", "MKVLA"]
-
-
-def test_folder_without_fasta_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"no \.faa or \.fasta file"):
-        Proteins(str(tmp_path))(0)
-
-
 def test_germlines_are_a_literal_and_v_meets_every_j_of_its_species(tmp_path: Path) -> None:
     genes = {"V": {"H": {"human": {"V1": "QV-", "V2": "EV-", "V3": "LV-"}, "rat": {"V1": "AAA"}}}}
     genes["J"] = {"H": {"human": {"J1": "--W", "J2": "--F"}}}

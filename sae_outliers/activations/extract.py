@@ -1,38 +1,41 @@
 """Fill the activation store: the token stream once through the network, for every layer that lacks tokens."""
 
 import logging
-from collections.abc import Iterator, Sequence
-from itertools import groupby, islice
+import shutil
+import time
+from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 
 import torch
 from filelock import FileLock
-from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from sae_outliers.activations.capture import capture
 from sae_outliers.activations.store import LayerFiles
+from sae_outliers.activations.stream import Captured, batches, stream
+from sae_outliers.built import built
 from sae_outliers.config import RunConfig
 from sae_outliers.device import resolve_device
-from sae_outliers.files import digest, write_json
-from sae_outliers.models.backbone import Backbone, Batch
+from sae_outliers.files import digest, stamps, write_json
+from sae_outliers.models.backbone import Backbone
 from sae_outliers.progress import Progress
+from sae_outliers.provenance import peak_memory_mb
 
 log = logging.getLogger(__name__)
+
+SHARD_BYTES = 64 << 20  # of all layers together: what is in memory before it is written
 
 
 def store_identity(cfg: RunConfig) -> dict[str, object]:
     """All that determines the stored rows and their order; their number does not, since a store only grows."""
-    data: dict[str, object] = OmegaConf.to_container(cfg.data)  # type: ignore[assignment]
+    data: dict[str, object] = OmegaConf.to_container(cfg.data, resolve=True)  # type: ignore[assignment]
     data.pop("rescale_mean")  # done after the activations are read
-    return {
-        "model": cfg.model.name,
-        "loader": OmegaConf.to_container(cfg.model.loader),
-        "data": data,
-        "seed": cfg.seed,
-        "format": 1,
-    }
+    data.pop("batch_size")  # changes no more than rounding
+    loader: dict[str, object] = OmegaConf.to_container(cfg.model.loader, resolve=True)  # type: ignore[assignment]
+    loader.pop("trust_remote_code", None)  # a permission
+    identity = {"model": cfg.model.name, "loader": loader, "data": data, "seed": cfg.seed, "format": 2}
+    return identity | ({"files": stamps(Path(cfg.path))} if cfg.path else {})
 
 
 def store_dir(cfg: RunConfig) -> Path:
@@ -49,85 +52,135 @@ def tokens_wanted(cfg: RunConfig) -> int:
     return cfg.n_eval + training_tokens(cfg)
 
 
+def load_backbone(cfg: RunConfig, device: torch.device) -> Backbone:
+    """The network that the config names, in eval mode on the device."""
+    backbone: Backbone = built(cfg.model.loader)
+    backbone.module.eval().to(device)
+    return backbone
+
+
 def extract(cfg: RunConfig, layers: Sequence[int]) -> None:
     """Make sure that `layers` of the model have the tokens that `cfg` asks for; what is stored is not done again.
 
     One process at a time fills a store; others wait for it. Layers that are equally far share one forward pass.
 
     Raises:
-        ValueError: the data ends before there are enough tokens.
+        ValueError: the data ends before there are enough tokens, or the disk is too small for them.
     """
     directory = store_dir(cfg)
     directory.mkdir(parents=True, exist_ok=True)
     with FileLock(directory / ".lock"):
-        lacking = [layer for layer in layers if LayerFiles(directory, layer).extent().tokens < tokens_wanted(cfg)]
+        files = {layer: LayerFiles(directory, layer) for layer in layers}
+        lacking = [layer for layer in layers if not files[layer].holds(cfg.n_eval, training_tokens(cfg))]
         if not lacking:
             return
         write_json(directory / "store.json", store_identity(cfg))
         device = resolve_device(cfg.device)
-        backbone: Backbone = instantiate(cfg.model.loader)
-        backbone.module.eval().to(device)
+        backbone = load_backbone(cfg, device)
 
-        def batches_done(layer: int) -> int:
-            return LayerFiles(directory, layer).extent().batches
+        def items_done(layer: int) -> int:
+            return files[layer].extent().items
 
-        for done, group in groupby(sorted(lacking, key=batches_done), key=batches_done):
-            _extract_from(cfg, backbone, {layer: LayerFiles(directory, layer) for layer in group}, done, device)
+        for done, group in groupby(sorted(lacking, key=items_done), key=items_done):
+            together = {layer: files[layer] for layer in group}
+            _extract_from(cfg, backbone, together, done, device)
+
+
+class Forecast:
+    """What an extraction will take, from what its first batches took."""
+
+    def __init__(self, cfg: RunConfig, files: dict[int, LayerFiles]) -> None:
+        left = tokens_wanted(cfg) - min(file.extent().tokens for file in files.values())
+        self.cfg, self.left, self.seen = cfg, max(left, 0), 0
+        self.what = f"{cfg.model.name}, {len(files)} layer(s), {self.left} tokens to go"
+        self.last = time.perf_counter()
+
+    def update(self, captured: Captured, device: torch.device) -> None:
+        """Takes in a batch: after the first, checks the disk; after the second, when all is warm, says what it takes.
+
+        Raises:
+            ValueError: the disk has less space than the activations need.
+        """
+        self.seen += 1
+        seconds, self.last = time.perf_counter() - self.last, time.perf_counter()
+        if self.seen > 2:
+            return
+        batches_left = self.left / max(captured.tokens, 1)
+        disk = batches_left * captured.nbytes
+        if self.seen == 1:
+            self._check(disk)
+            return
+        memory = peak_memory_mb(device) * 2**20 + SHARD_BYTES
+        took = _duration(batches_left * seconds)
+        log.info("%s: about %.2g GB on disk, %.2g GB of memory, %s", self.what, disk / 1e9, memory / 1e9, took)
+
+    def _check(self, disk: float) -> None:
+        directory = store_dir(self.cfg)
+        free = shutil.disk_usage(directory).free
+        if disk > free:
+            raise ValueError(
+                f"{self.what}: {disk / 1e9:.3g} GB do not fit in {directory.parent}, where {free / 1e9:.3g} GB are "
+                "free: take fewer layers or tokens, another results_dir, or store=false"
+            )
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+class Shards:
+    """What forward passes gave and is not yet written; it is written for all layers at once."""
+
+    def __init__(self, files: dict[int, LayerFiles]) -> None:
+        self.files = files
+        self.waiting: list[Captured] = []
+        self.bytes = 0
+
+    def add(self, captured: Captured) -> None:
+        self.waiting.append(Captured({k: x.cpu() for k, x in captured.rows.items()}, captured.flags, captured.items))
+        self.bytes += captured.nbytes
+        if self.bytes >= SHARD_BYTES:
+            self.write()
+
+    def write(self) -> None:
+        if not self.waiting:
+            return
+        items = sum(captured.items for captured in self.waiting)
+        for layer, file in self.files.items():
+            file.append(self._joined("rows", layer), self._joined("flags", layer), items)
+        self.waiting, self.bytes = [], 0
+
+    def _joined(self, what: str, layer: int) -> Tensor:
+        return torch.cat([getattr(captured, what)[layer] for captured in self.waiting])
 
 
 def _extract_from(
     cfg: RunConfig, backbone: Backbone, files: dict[int, LayerFiles], done: int, device: torch.device
 ) -> None:
-    """Append to all `files`, from batch `done` of the token stream on, until they hold the tokens wanted."""
-    wanted = tokens_wanted(cfg)
-    first = next(iter(files.values()))
+    """Append to all `files`, from item `done` of the token stream on, until they hold the tokens wanted."""
+    wanted, shards = tokens_wanted(cfg), Shards(files)
+    tokens = min(file.extent().tokens for file in files.values())
+    forecast, incoming = Forecast(cfg, files), batches(cfg, backbone, device, done)
     with Progress(f"{cfg.model.name}: activations of {len(files)} layer(s)", wanted, "tokens") as progress:
-        stored = first.extent().tokens
-        progress.update(stored)
-        for number, batch in _stream(cfg, backbone, done):
-            hidden = capture(backbone, batch.to(device), files)
-            for layer, output in hidden.items():
-                files[layer].append(*token_rows(output, batch, cfg.data.tokens_per_item, (cfg.seed, number)), 1)
-            stored = first.extent().tokens
-            progress.update(stored)
-            if stored >= wanted:
-                return
+        progress.update(tokens)
+        try:
+            for captured in stream(cfg, backbone, incoming, list(files), device, done):
+                forecast.update(captured, device)
+                shards.add(captured)
+                tokens += captured.tokens
+                progress.update(tokens)
+                if tokens >= wanted and _whole(cfg, shards):
+                    return
+        finally:
+            shards.write()
     raise ValueError(
-        f"data={cfg.data.name} has only {stored} tokens for {cfg.model.name}, but n_eval and train.n_tokens "
-        f"ask for {wanted}: lower them or name larger data"
+        f"data={cfg.data.name} has only {tokens} tokens for {cfg.model.name}, but n_eval and train.n_tokens "
+        f"ask for {wanted}, in different documents: lower them or name larger data"
     )
 
 
-def _stream(cfg: RunConfig, backbone: Backbone, start: int) -> Iterator[tuple[int, Batch]]:
-    """Numbered batches from number `start` on; those before are tokenised but not run."""
-    documents = instantiate(cfg.data.source)(cfg.seed)
-    return islice(enumerate(backbone.batches(documents, cfg.data.batch_size)), start, None)
-
-
-def token_rows(
-    hidden: Tensor, batch: Batch, tokens_per_item: int | None, seed: tuple[int, int]
-) -> tuple[Tensor, Tensor]:
-    """The real tokens among hidden [items, positions, d_model]: rows [n, d_model], and which are special, [n].
-
-    With `tokens_per_item`, at most so many tokens of an item that are not special are kept, drawn by `seed`.
-    """
-    shape = hidden.shape[:2]
-    mask = torch.ones(shape, dtype=torch.bool) if batch.mask is None else batch.mask
-    special = torch.zeros(shape, dtype=torch.bool) if batch.special is None else batch.special
-    if mask.shape != shape:
-        raise ValueError(
-            f"the mask covers [items, positions] = {list(mask.shape)}, the block's output {list(shape)}: check the "
-            "model's `blocks` and its `collate`"
-        )
-    keep = mask
-    if tokens_per_item is not None:
-        keep = special | _drawn(mask & ~special, tokens_per_item, seed)
-    return hidden[keep.to(hidden.device)], special[keep]
-
-
-def _drawn(candidates: Tensor, n: int, seed: tuple[int, int]) -> Tensor:
-    """At most `n` True entries of each row of `candidates` (bool [items, positions]), drawn at random."""
-    generator = torch.Generator().manual_seed(seed[0] * 1_000_003 + seed[1])
-    scores = torch.rand(candidates.shape, generator=generator) * candidates
-    best = scores.topk(min(n, scores.shape[1]), dim=1).indices
-    return torch.zeros_like(candidates).scatter(1, best, True) & candidates
+def _whole(cfg: RunConfig, shards: Shards) -> bool:
+    shards.write()
+    return all(file.holds(cfg.n_eval, training_tokens(cfg)) for file in shards.files.values())

@@ -1,14 +1,17 @@
 """Activations on disk: for each layer a growing file of float32 rows, shared by every run on that model and data.
 
-`<root>/<digest>/layer_07.f32` holds rows [n, d_model] in the order of the token stream, `layer_07.special.u1` one
-byte per row (1: BOS, CLS and the like), and `layer_07.json` how many rows are valid. The JSON is replaced after the
-rows are on disk, so a killed extraction goes on from its last whole batch. A later run that needs more tokens
-extends the same files. float32, because bfloat16 loses the variation of a dimension with |μ|/σ > 250.
+`<root>/<digest>/layer_07.f32` holds rows [n, d_model] in the order of the token stream, `layer_07.flags.u1` one byte
+per row (SPECIAL, BEGINS), and `layer_07.json` how many rows are valid, in which shards they were written, and the
+checksums of these. The JSON is replaced after a shard is written, so a killed extraction goes on from its last whole
+shard; a shard is verified when it is first read. A later run that needs more tokens extends the same files. float32,
+because bfloat16 loses the variation of a dimension with |μ|/σ > 250.
 """
 
 import json
+import zlib
+from bisect import bisect_right
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +20,7 @@ from torch import Tensor
 
 from sae_outliers.files import write_json
 
+SPECIAL, BEGINS = 1, 2  # flags of a row: BOS, CLS and the like; the first row of its document
 ROWS_AT_ONCE = 1 << 20  # flags read at a time while counting tokens
 EVAL_ROWS = 4096  # rows of a chunk of evaluation tokens
 
@@ -28,7 +32,8 @@ class LayerExtent:
     d_model: int = 0
     rows: int = 0
     tokens: int = 0  # rows that are not special
-    batches: int = 0  # batches of the token stream that the rows come from
+    items: int = 0  # items of the token stream that the rows come from
+    shards: list[list[int]] = field(default_factory=list)  # [end row, CRC-32 of the rows, CRC-32 of the flags]
 
 
 class LayerFiles:
@@ -36,7 +41,7 @@ class LayerFiles:
 
     def __init__(self, directory: Path, layer: int) -> None:
         self.rows_path = directory / f"layer_{layer:02d}.f32"
-        self.special_path = directory / f"layer_{layer:02d}.special.u1"
+        self.flags_path = directory / f"layer_{layer:02d}.flags.u1"
         self.extent_path = directory / f"layer_{layer:02d}.json"
 
     def extent(self) -> LayerExtent:
@@ -45,14 +50,34 @@ class LayerFiles:
             return LayerExtent()
         return LayerExtent(**json.loads(self.extent_path.read_text()))
 
-    def append(self, rows: Tensor, special: Tensor, batches: int) -> None:
-        """Add rows [n, d_model] with their flags (bool [n]), which come from the next `batches` batches."""
+    def append(self, rows: Tensor, flags: Tensor, items: int) -> None:
+        """Add one shard: rows [n, d_model] with their flags (uint8 [n]), which come from the next `items` items."""
         extent = self.extent()
-        _append(self.rows_path, rows.contiguous().cpu().numpy().astype("<f4", copy=False), extent.rows)
-        _append(self.special_path, special.cpu().numpy().astype("u1"), extent.rows)
-        ordinary = int((~special).sum())
-        grown = LayerExtent(rows.shape[1], extent.rows + len(rows), extent.tokens + ordinary, extent.batches + batches)
+        row_bytes = np.ascontiguousarray(rows.cpu().numpy(), dtype="<f4")
+        flag_bytes = flags.cpu().numpy().astype("u1")
+        _append(self.rows_path, row_bytes, extent.rows)
+        _append(self.flags_path, flag_bytes, extent.rows)
+        grown = LayerExtent(
+            d_model=rows.shape[1],
+            rows=extent.rows + len(rows),
+            tokens=extent.tokens + int((flags & SPECIAL == 0).sum()),
+            items=extent.items + items,
+            shards=[
+                *extent.shards,
+                [extent.rows + len(rows), zlib.crc32(row_bytes.tobytes()), zlib.crc32(flag_bytes.tobytes())],
+            ],
+        )
         write_json(self.extent_path, asdict(grown))
+
+    def holds(self, n_eval: int, n_train: int) -> bool:
+        """Whether there are so many evaluation tokens and, in the documents after them, so many training tokens."""
+        extent = self.extent()
+        if extent.tokens < n_eval + n_train:
+            return False
+        return find_parts(self.flags(extent), n_eval, n_train, special_tokens=False) is not None
+
+    def flags(self, extent: LayerExtent) -> np.ndarray:
+        return np.memmap(self.flags_path, dtype="u1", mode="r", shape=(extent.rows,))
 
 
 def _append(path: Path, array: np.ndarray, rows_before: int) -> None:
@@ -65,14 +90,57 @@ def _append(path: Path, array: np.ndarray, rows_before: int) -> None:
         array.tofile(file)
 
 
+@dataclass(frozen=True)
+class Parts:
+    """Rows of the two parts: evaluation is 0:eval_end, training train_start:train_end. No document is in both."""
+
+    eval_end: int
+    train_start: int
+    train_end: int
+
+
+def find_parts(flags: np.ndarray, n_eval: int, n_train: int, special_tokens: bool) -> Parts | None:
+    """Where the first `n_eval` tokens end, and `n_train` more from the next document on; None if there are too few."""
+    eval_end = _row_after(flags, 0, n_eval, special_tokens)
+    if eval_end is None or n_train == 0:
+        return None if eval_end is None else Parts(eval_end, eval_end, eval_end)
+    train_start = _next_document(flags, eval_end)
+    train_end = None if train_start is None else _row_after(flags, train_start, n_train, special_tokens)
+    return None if train_start is None or train_end is None else Parts(eval_end, train_start, train_end)
+
+
+def _row_after(flags: np.ndarray, first: int, tokens: int, special_tokens: bool) -> int | None:
+    """The end of the rows that hold the first `tokens` tokens from row `first` on."""
+    remaining = tokens
+    for start in range(first, len(flags), ROWS_AT_ONCE):
+        kept = np.flatnonzero(is_token(flags[start : start + ROWS_AT_ONCE], special_tokens))
+        if len(kept) >= remaining:
+            return start + int(kept[remaining - 1]) + 1
+        remaining -= len(kept)
+    return None
+
+
+def _next_document(flags: np.ndarray, first: int) -> int | None:
+    for start in range(first, len(flags), ROWS_AT_ONCE):
+        begins = np.flatnonzero(flags[start : start + ROWS_AT_ONCE] & BEGINS)
+        if len(begins):
+            return start + int(begins[0])
+    return None
+
+
+def is_token(flags: np.ndarray, special_tokens: bool) -> np.ndarray:
+    """Which rows are tokens, bool [n]."""
+    return np.ones(len(flags), dtype=bool) if special_tokens else flags & SPECIAL == 0
+
+
 class LayerTokens:
-    """The tokens of one layer that a run sees: the first `n_eval` to measure on, the next `n_train` to train on.
+    """The tokens of one layer that a run sees: the first `n_eval` to measure on, and `n_train` of later documents.
 
     Tokens come in chunks [tokens, d_model], float32 on the CPU, as the network put them out. Special tokens are left
     out unless `special_tokens`.
 
     Raises:
-        ValueError: fewer tokens are stored than asked for.
+        ValueError: fewer tokens are stored than asked for; or, when they are read, a shard is not what was written.
     """
 
     def __init__(self, files: LayerFiles, n_eval: int, n_train: int, special_tokens: bool) -> None:
@@ -80,11 +148,18 @@ class LayerTokens:
         if extent.rows == 0:
             raise ValueError(f"no activations are stored at {files.rows_path}")
         self.d_model = extent.d_model
+        self._files, self._shards, self._ends = files, extent.shards, [shard[0] for shard in extent.shards]
+        self._verified: set[int] = set()
         self._rows = np.memmap(files.rows_path, dtype="<f4", mode="r", shape=(extent.rows, extent.d_model))
-        self._special = np.memmap(files.special_path, dtype="u1", mode="r", shape=(extent.rows,))
+        self._flags = files.flags(extent)
         self.n_eval, self.n_train, self.special_tokens = n_eval, n_train, special_tokens
-        self._eval_end = self._row_after(n_eval)
-        self._train_end = self._row_after(n_eval + n_train)
+        parts = find_parts(self._flags, n_eval, n_train, special_tokens)
+        if parts is None:
+            raise ValueError(
+                f"{files.rows_path} holds {extent.tokens} tokens: too few for n_eval={n_eval} and, in other documents, "
+                f"train.n_tokens={n_train}"
+            )
+        self.parts = parts
 
     def eval_chunks(self) -> Iterator[Tensor]:
         """The evaluation tokens, always the same and in the same order."""
@@ -93,14 +168,13 @@ class LayerTokens:
     def eval_rows(self) -> Iterator[tuple[Tensor, Tensor]]:
         """All stored rows [n, d_model] up to the last evaluation token, and which of them are special, bool [n]."""
         for start, stop in self._eval_bounds():
-            yield (
-                torch.from_numpy(np.array(self._rows[start:stop])),
-                torch.from_numpy(self._special[start:stop] == 1),
-            )
+            self._verify(start, stop)
+            special = self._flags[start:stop] & SPECIAL > 0
+            yield torch.from_numpy(np.array(self._rows[start:stop])), torch.from_numpy(special)
 
     def _eval_bounds(self) -> Iterator[tuple[int, int]]:
-        for start in range(0, self._eval_end, EVAL_ROWS):
-            yield start, min(start + EVAL_ROWS, self._eval_end)
+        for start in range(0, self.parts.eval_end, EVAL_ROWS):
+            yield start, min(start + EVAL_ROWS, self.parts.eval_end)
 
     def training_batches(self, batch_size: int, seed: int, start: int = 0) -> Iterator[Tensor]:
         """Batches [batch_size, d_model] without end, from batch number `start` on; the seed fixes their order.
@@ -139,25 +213,28 @@ class LayerTokens:
 
     def _blocks(self, size: int) -> list[tuple[int, int, int]]:
         """(first row, end row, tokens) of the consecutive blocks of `size` rows in the training part."""
-        starts = range(self._eval_end, self._train_end, size)
-        bounds = [(start, min(start + size, self._train_end)) for start in starts]
+        starts = range(self.parts.train_start, self.parts.train_end, size)
+        bounds = [(start, min(start + size, self.parts.train_end)) for start in starts]
         return [(start, stop, int(self._kept(start, stop).sum())) for start, stop in bounds]
 
     def _kept(self, start: int, stop: int) -> np.ndarray:
-        """Which of rows start:stop are tokens, bool [stop - start]."""
-        special = self._special[start:stop] == 1
-        return np.ones_like(special) if self.special_tokens else ~special
+        return is_token(self._flags[start:stop], self.special_tokens)
 
     def _read(self, start: int, stop: int) -> Tensor:
         """The tokens among rows start:stop."""
+        self._verify(start, stop)
         return torch.from_numpy(np.array(self._rows[start:stop])[self._kept(start, stop)])
 
-    def _row_after(self, tokens: int) -> int:
-        """The number of rows that hold the first `tokens` tokens."""
-        remaining = tokens
-        for start in range(0, len(self._special), ROWS_AT_ONCE):
-            kept = np.flatnonzero(self._kept(start, start + ROWS_AT_ONCE))
-            if len(kept) >= remaining:
-                return start + int(kept[remaining - 1]) + 1
-            remaining -= len(kept)
-        raise ValueError(f"{self._rows.filename} holds {tokens - remaining} tokens, not the {tokens} asked for")
+    def _verify(self, start: int, stop: int) -> None:
+        """Compare the shards that hold rows start:stop with their checksums, each once."""
+        for shard in range(bisect_right(self._ends, start), bisect_right(self._ends, stop - 1) + 1):
+            if shard in self._verified:
+                continue
+            first, (end, rows_crc, flags_crc) = self._ends[shard - 1] if shard else 0, self._shards[shard]
+            found = zlib.crc32(self._rows[first:end].tobytes()), zlib.crc32(self._flags[first:end].tobytes())
+            if found != (rows_crc, flags_crc):
+                raise ValueError(
+                    f"rows {first} to {end} of {self._files.rows_path} are not what was written there: delete "
+                    f"{self._files.extent_path}, and the same command extracts this layer again"
+                )
+            self._verified.add(shard)

@@ -1,12 +1,21 @@
-"""Photographs as square crops at random scales: those that two packages install, or those of a folder."""
+"""RGB images: whole ones of a folder or a dataset, and crops of a few photographs that two packages install."""
 
-from collections.abc import Iterator
+import logging
+import random
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from sae_outliers.data.hub import HubColumn
+from sae_outliers.data.streams import some
 from sae_outliers.packages import package_folder
+
+log = logging.getLogger(__name__)
 
 # What these packages install as data also holds charts, silhouettes, logos and text. Of the stereo pair of a
 # motorcycle one view is enough.
@@ -33,6 +42,59 @@ def photographs_in(folder: Path) -> list[Path]:
     if not files:
         raise FileNotFoundError(f"no image file ({', '.join(sorted(SUFFIXES))}) in {folder}")
     return files
+
+
+@dataclass(frozen=True)
+class ImageFolder:
+    """Every image below a folder once and whole, such as those of ImageNet in its folders of classes.
+
+    Attributes:
+        folder: where they are; `.jpg`, `.jpeg`, `.png` and `.webp` files count.
+    """
+
+    folder: str
+
+    def __call__(self, seed: int) -> Iterator[Image.Image]:
+        """The images in an order that `seed` sets.
+
+        Raises FileNotFoundError if there is none, ValueError if none can be read.
+        """
+        files = photographs_in(Path(self.folder))
+        random.Random(seed).shuffle(files)
+        return some(readable((str(file), file) for file in files), f"no image below {self.folder} can be read")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubImages(HubColumn):
+    """Whole images in a column of a dataset. In the buffer they are files still: 1000 take about 0.1 GB."""
+
+    column: str = "image"
+    buffer: int = 1000
+
+    def __call__(self, seed: int) -> Iterator[Image.Image]:
+        """The images, shuffled. Raises ValueError if the column holds none."""
+        values = HubColumn.__call__(self, seed)
+        files = ((f"image {number} of {self.dataset}", file_in(value)) for number, value in enumerate(values))
+        return some(readable(files), f"no image in column {self.column} of {self.dataset} can be read")
+
+
+def file_in(value: Any) -> BytesIO | str:
+    """What `datasets` holds of an image, {bytes, path}, as something that Pillow opens."""
+    if not isinstance(value, dict) or not {"bytes", "path"} <= value.keys():
+        raise ValueError(f"the column holds {type(value).__name__} and no images: name another by data.source.column=")
+    return BytesIO(value["bytes"]) if value["bytes"] is not None else value["path"]
+
+
+def readable(files: Iterable[tuple[str, Path | BytesIO | str]]) -> Iterator[Image.Image]:
+    """The images in RGB. One that cannot be read is left out, with a warning that names it."""
+    for name, file in files:
+        try:
+            with Image.open(file) as image:
+                whole = image.convert("RGB")
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            log.warning("%s is left out, for it cannot be read: %s", name, error)
+            continue
+        yield whole
 
 
 class Photographs:

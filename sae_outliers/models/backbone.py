@@ -1,7 +1,7 @@
 """What every way of loading a model returns: a network, where its blocks are, and how documents become inputs."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -18,17 +18,20 @@ class Batch:
         mask: bool [items, positions], True where a real token is (not padding); None if every position is one.
         special: bool [items, positions], True for BOS, CLS, EOS, SEP and register tokens; None if there are none.
             A special token is real: `special` implies `mask`.
+        begins: bool [items], True for the first item of its document; `Backbone.batches` sets it.
     """
 
     inputs: dict[str, Tensor]
     mask: Tensor | None = None
     special: Tensor | None = None
+    begins: Tensor | None = None
 
     def to(self, device: torch.device | str) -> "Batch":
         def move(tensor: Tensor | None) -> Tensor | None:
             return None if tensor is None else tensor.to(device)
 
-        return Batch({k: v.to(device) for k, v in self.inputs.items()}, move(self.mask), move(self.special))
+        inputs = {name: tensor.to(device) for name, tensor in self.inputs.items()}
+        return Batch(inputs, move(self.mask), move(self.special), self.begins)
 
 
 def first_output(output: Any) -> Tensor:
@@ -61,8 +64,10 @@ class Backbone:
             raise ValueError(f"layer {layer} does not exist: this model has layers 1 to {len(self.blocks)}")
         return self.blocks[layer - 1]
 
-    def batches(self, documents: Iterable[Any], batch_size: int) -> Iterator[Batch]:
-        """Batches of `batch_size` items, in the order of the documents."""
-        items = (item for document in documents for item in self.items(document))
-        while chunk := list(islice(items, batch_size)):
-            yield self.collate(chunk)
+    def batches(self, documents: Iterable[Any], batch_size: int, start: int = 0) -> Iterator[Batch]:
+        """Batches of `batch_size` items in the order of the documents, from item number `start` on."""
+        items = ((n == 0, item) for document in documents for n, item in enumerate(self.items(document)))
+        wanted = islice(items, start, None)
+        while chunk := list(islice(wanted, batch_size)):
+            begins, members = zip(*chunk, strict=True)
+            yield replace(self.collate(list(members)), begins=torch.tensor(begins))

@@ -1,118 +1,112 @@
 """Transformers checkpoints, from the hub or a local folder, as backbones."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
+from torch import nn
 from transformers import AutoModel, AutoTokenizer
 
-from sae_outliers.models.backbone import Backbone, Batch
+from sae_outliers.models.backbone import Backbone
+from sae_outliers.models.blocks import block_list, blocks_path
+from sae_outliers.models.remote_code import at, construct, load_foreign, permitted_code
+from sae_outliers.models.windows import Windows, around
 
-
-@dataclass(frozen=True)
-class Windows:
-    """Turns documents into windows of token ids, and windows into batches.
-
-    Attributes:
-        tokenizer: any transformers tokenizer, fast or slow.
-        prefix, suffix: ids of the special tokens before and after the text of every window.
-        context: positions in a window, special tokens included.
-        shortest: text tokens below which a window is left out: the tokens of such remnants saw too little
-            context to stand for the others.
-    """
-
-    tokenizer: Any
-    prefix: tuple[int, ...]
-    suffix: tuple[int, ...]
-    context: int
-    shortest: int
-
-    def items(self, document: str) -> Iterator[list[int]]:
-        """Consecutive windows of `document`, without overlap; none if it has fewer than `shortest` tokens."""
-        ids = self.tokenizer(document, add_special_tokens=False, verbose=False)["input_ids"]
-        room = self.context - len(self.prefix) - len(self.suffix)
-        for start in range(0, len(ids), room):
-            window = ids[start : start + room]
-            if len(window) >= self.shortest:
-                yield [*self.prefix, *window, *self.suffix]
-
-    def collate(self, windows: list[list[int]]) -> Batch:
-        """Inputs and masks [windows, longest window], padded on the right."""
-        rows = [torch.tensor(window) for window in windows]
-        ids = pad_sequence(rows, batch_first=True, padding_value=self.tokenizer.pad_token_id or 0)
-        # from the lengths: the padding id can be a real token too, as in GPT-2
-        mask = torch.arange(ids.shape[1]) < torch.tensor([[len(window)] for window in windows])
-        return Batch({"input_ids": ids, "attention_mask": mask.long()}, mask, mask & self._special(ids))
-
-    def _special(self, ids: Tensor) -> Tensor:
-        return torch.isin(ids, torch.tensor(self.tokenizer.all_special_ids))
+DTYPES = ("float32", "bfloat16", "float16", None)
 
 
 def load(
     checkpoint: str | Path,
-    blocks: str,
+    blocks: str | None = None,
+    *,
     context: int,
     bos: bool = True,
     shortest: int = 16,
-    **options: Any,
+    dtype: str | None = "float32",
+    revision: str | None = None,
+    code: str | None = None,
+    trust_remote_code: bool = False,
+    attn_implementation: str | None = None,
+    tokenizer: Any = None,
 ) -> Backbone:
-    """A pretrained network without its head, in float32 and eval mode.
+    """A pretrained network, without its head if transformers knows it, in eval mode.
 
     Args:
         checkpoint: a hub id or a local folder.
-        blocks: dotted path of the list of blocks inside the base model, such as `layers` or `encoder.layer`.
+        blocks: dotted path of the list of blocks inside the model, such as `layers` or `encoder.layer`; None: found.
         context: positions in a window, special tokens included.
         bos: whether BOS opens each window if the tokenizer has one but puts nothing in front by itself, as is
             usual with causal language models.
         shortest: windows with fewer text tokens than this are left out.
-        options: for `from_pretrained` of both model and tokenizer (`revision`, `trust_remote_code`).
+        dtype: of weights and activations; None: as the checkpoint is stored, or as the remote code makes it.
+        revision: commit of the hub repository, for weights, configuration and tokenizer.
+        code: `repository@commit` of the Python code that runs the model, if transformers does not.
+        trust_remote_code: whether that code may run.
+        attn_implementation: transformers' name of an attention kernel; None: its own choice.
+        tokenizer: one that is not the checkpoint's.
 
-    Raises ValueError if the model has no such blocks, if the checkpoint lacks their weights, or if the
-    context leaves no room for text.
+    Raises ValueError if the blocks are not found, if the checkpoint lacks their weights, if the context leaves no room
+    for text, if `dtype` is none of these types, or if the model needs remote code that is not allowed or not pinned.
     """
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint, **options)
-    with _quiet():
-        module, found = AutoModel.from_pretrained(checkpoint, output_loading_info=True, **options)
-    _refuse_random_weights(checkpoint, blocks, found["missing_keys"])
-    windows = Windows(tokenizer, *_around(tokenizer, bos), context, shortest)
-    if context < len(windows.prefix) + len(windows.suffix) + shortest:
-        raise ValueError(f"a context of {context} has no room for {shortest} tokens beside the special ones")
-    return Backbone(
-        # the checkpoint's own type may be bfloat16, which transformers 5 keeps
-        module=module.float().eval(),
-        blocks=_block_list(module, blocks),
-        items=windows.items,
-        collate=windows.collate,
-    )
+    if dtype not in DTYPES:
+        raise ValueError(f"model.loader.dtype={dtype} is not known: use float32, bfloat16, float16 or null")
+    code = permitted_code(checkpoint, revision, code, trust_remote_code)
+    if code is None:
+        module, missing = _load_own(checkpoint, revision, dtype, attn_implementation)
+    else:
+        module, missing = load_foreign(checkpoint, revision, code), []
+    path = blocks_path(module, blocks)
+    _refuse_random_weights(checkpoint, path, missing)
+    tokenizer = tokenizer or AutoTokenizer.from_pretrained(checkpoint, **at(revision, code))
+    windows = Windows(tokenizer, *around(tokenizer, bos), context, shortest)
+    return Backbone(ready(module, dtype), block_list(module, path), windows.items, windows.collate)
 
 
-def _around(tokenizer: Any, bos: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The special tokens before and after a text, read off a probe: not every tokenizer has a way to ask."""
-    bare = tokenizer("A", add_special_tokens=False)["input_ids"]
-    full = tokenizer("A")["input_ids"]
-    start = full.index(bare[0])
-    prefix, suffix = tuple(full[:start]), tuple(full[start + len(bare) :])
-    if bos and not prefix and tokenizer.bos_token_id is not None:
-        prefix = (tokenizer.bos_token_id,)
-    return prefix, suffix
+@cache
+def count_blocks(
+    checkpoint: str,
+    blocks: str | None = None,
+    revision: str | None = None,
+    code: str | None = None,
+    trust_remote_code: bool = False,
+) -> int:
+    """The number of a checkpoint's blocks, from its configuration alone. Arguments and errors: as of `load`."""
+    code = permitted_code(checkpoint, revision, code, trust_remote_code)
+    with torch.device("meta"):
+        module = construct(checkpoint, revision, code)
+    return len(block_list(module, blocks_path(module, blocks)))
 
 
-def _block_list(module: nn.Module, path: str) -> Sequence[nn.Module]:
-    lists = {name: part for name, part in module.named_modules() if isinstance(part, nn.ModuleList)}
-    if path not in lists:
-        raise ValueError(f"{type(module).__name__} has no list of blocks {path!r}; it has {', '.join(lists)}")
-    return list(lists[path])
+def ready(module: nn.Module, dtype: str | None) -> nn.Module:
+    """`module` for one forward pass after another: in eval mode, cast, and keeping no keys and values."""
+    config: Any = module.config
+    if getattr(config, "use_cache", False):
+        config.use_cache = False
+    return (module if dtype is None else module.to(getattr(torch, dtype))).eval()
+
+
+def _load_own(
+    checkpoint: str | Path, revision: str | None, dtype: str | None, attn_implementation: str | None
+) -> tuple[nn.Module, Iterable[str]]:
+    """A model that transformers itself knows, and the names of weights that its checkpoint lacks."""
+    options: dict[str, Any] = at(revision)
+    if attn_implementation is not None:
+        options["attn_implementation"] = attn_implementation
+    with _quiet():  # torch_dtype: transformers 5 calls it dtype and takes both, 4.48 only this one
+        module, found = AutoModel.from_pretrained(
+            checkpoint, output_loading_info=True, torch_dtype=dtype or "auto", **options
+        )
+    return module, found["missing_keys"]
 
 
 def _refuse_random_weights(checkpoint: str | Path, blocks: str, missing: Iterable[str]) -> None:
     """Raise ValueError if embeddings or blocks are not the checkpoint's; what follows may be missing."""
-    random = sorted(name for name in missing if name.startswith(f"{blocks}.") or "embed" in name)
+    # transformers 4 names them with the prefix that they have in a model with a head
+    random = sorted(name for name in missing if f".{blocks}." in f".{name}" or "embed" in name)
     if random:
         raise ValueError(f"{checkpoint} lacks {len(random)} of the weights that are measured, {random[0]} for one")
 

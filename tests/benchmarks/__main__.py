@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from sae_outliers.device import resolve_device
-from tests.benchmarks import growth, machine, race, report, selection
+from tests.benchmarks import extraction, growth, machine, race, report, selection
 from tests.benchmarks.plan import QUICK, Plan
 
 PARTS = {
@@ -20,6 +20,7 @@ PARTS = {
     "selection": selection.table,
     "death_at_init": growth.death_at_init,
     "growth": growth.table,
+    "extraction": extraction.table,
 }
 
 

@@ -25,6 +25,8 @@ class Plan:
     n_features: tuple[int, ...] = (4096, 8192, 16384, 32768, 65536)
     d_model: tuple[int, ...] = (256, 512, 768, 1024, 2048, 4096)
     batch: tuple[int, ...] = (512, 1024, 2048, 4096, 8192)
+    extraction_model: str = "offline/smollm2"
+    extraction_batches: int = 2
     large_rounds: int = 3  # for growth and for death at initialisation
 
 
@@ -40,5 +42,6 @@ QUICK = Plan(
     n_features=(256,),
     d_model=(32,),
     batch=(64,),
+    extraction_model="synthetic/sparse",
     large_rounds=1,
 )

@@ -49,6 +49,7 @@ def readme(plan: Plan, tables: Mapping[str, pd.DataFrame], machine: Mapping[str,
         _selection(plan, tables["selection"]),
         _death(plan, tables["death_at_init"]),
         _growth(plan, tables["growth"]),
+        _extraction(plan, tables["extraction"]),
     )
     return "\n\n".join(paragraph for section in sections for paragraph in section if paragraph) + "\n"
 
@@ -107,6 +108,18 @@ def _growth(plan: Plan, frame: pd.DataFrame) -> Iterator[str]:
     yield "![Time and memory against each size](growth.png)"
     for varied, rows in frame.groupby("varied", sort=False):
         yield markdown(side_by_side(rows, str(varied)))
+
+
+def _extraction(plan: Plan, frame: pd.DataFrame) -> Iterator[str]:
+    yield "## Extraction"
+    if frame.empty:
+        yield f"Not measured: the package with the weights of {plan.extraction_model} is not installed."
+        return
+    yield (
+        f"All layers of {plan.extraction_model} in one pass, on {plan.extraction_batches} batches of its data, beside "
+        f"a forward pass without hooks; {plan.rounds} interleaved rounds."
+    )
+    yield markdown(with_range(frame).rename(columns={"ratio": "× the forward pass"}))
 
 
 # --- tables for reading ----------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
+from hydra_plugins.sae_outliers.own_models import CONF_OWN
 from omegaconf import DictConfig, open_dict
 
 if TYPE_CHECKING:
@@ -120,11 +121,16 @@ class LayerSweeper(Sweeper):
             folder, _, name = pattern.rpartition("/")
             inside = f"{group}/{folder}" if folder else group
             excluded = [e.rpartition("/")[2] for e in glob.exclude if e.rpartition("/")[0] == folder]
-            options = Glob(include=[name], exclude=excluded).filter(self.config_loader.get_group_options(inside))
+            options = Glob(include=[name], exclude=excluded).filter(self._options(inside))
             found += [f"{folder}/{option}" if folder else option for option in options]
         if not found:
             sys.exit(f"{group}=glob({','.join(glob.include)}) names nothing in conf/{group}/: check the folder's name")
         return found
+
+    def _options(self, group: str) -> list[str]:
+        """Options of a group in conf/ itself: those in conf/own/ say nothing until they are given a name or a path."""
+        own = {path.stem for path in (CONF_OWN / group).glob("*.yaml")}
+        return [option for option in self.config_loader.get_group_options(group) if option not in own]
 
 
 def _reason(returned: JobReturn) -> str:

@@ -1,0 +1,16 @@
+"""Makes `model=hf`, `timm` and `dump` known: they stand in conf/own/model/, where `glob(*)` does not look."""
+
+from pathlib import Path
+
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+
+PROVIDER = "own models"
+CONF_OWN = Path(__file__).parents[3] / "conf" / "own"
+
+
+class OwnModels(SearchPathPlugin):
+    """Puts conf/own on Hydra's search path, after conf/."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        search_path.append(PROVIDER, f"file://{CONF_OWN}")

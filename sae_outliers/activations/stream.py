@@ -1,0 +1,124 @@
+"""The token stream: documents through the network once, giving the rows of every wanted layer."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sae_outliers.activations.capture import capture
+from sae_outliers.activations.store import BEGINS, SPECIAL
+from sae_outliers.built import built
+from sae_outliers.config import RunConfig
+from sae_outliers.data.distinct import distinct
+from sae_outliers.device import memory_gb
+from sae_outliers.models.backbone import Backbone, Batch
+
+ITEMS_WITHOUT_GPU = 8
+
+
+@dataclass(frozen=True)
+class Captured:
+    """What one forward pass gives: for each layer rows [n, d_model] on the device, and flags, uint8 [n] on the CPU."""
+
+    rows: dict[int, Tensor]
+    flags: dict[int, Tensor]
+    items: int
+
+    @property
+    def tokens(self) -> int:
+        """Rows that are not special, at the layer that has the fewest."""
+        return min(int((flags & SPECIAL == 0).sum()) for flags in self.flags.values())
+
+    @property
+    def nbytes(self) -> int:
+        return sum(rows.nbytes for rows in self.rows.values())
+
+
+def stream(
+    cfg: RunConfig,
+    backbone: Backbone,
+    incoming: Iterable[Batch],
+    layers: Sequence[int],
+    device: torch.device,
+    start: int = 0,
+) -> Iterator[Captured]:
+    """What each of the incoming batches gives; the first item of the first has the number `start`."""
+    for batch in incoming:
+        captured = run_batch(cfg, backbone, batch, layers, device, start)
+        start += captured.items
+        yield captured
+
+
+def batches(cfg: RunConfig, backbone: Backbone, device: torch.device, start: int = 0) -> Iterator[Batch]:
+    """Batches from item number `start` on; items before it are tokenised but not run. No document comes twice."""
+    documents = distinct(built(cfg.data.source)(cfg.seed))
+    return backbone.batches(documents, items_per_batch(cfg, device), start)
+
+
+def run_batch(
+    cfg: RunConfig, backbone: Backbone, batch: Batch, layers: Sequence[int], device: torch.device, first: int
+) -> Captured:
+    """The rows that a batch, whose first item has the number `first`, gives at `layers`."""
+    hidden = capture(backbone, batch.to(device), layers)
+    per_layer = {
+        layer: token_rows(output, batch, cfg.data.tokens_per_item, cfg.seed, first) for layer, output in hidden.items()
+    }
+    return Captured(
+        rows={layer: rows for layer, (rows, _) in per_layer.items()},
+        flags={layer: flags for layer, (_, flags) in per_layer.items()},
+        items=len(next(iter(hidden.values()))),
+    )
+
+
+def items_per_batch(cfg: RunConfig, device: torch.device) -> int:
+    """`data.batch_size`, or what the model's config says for a GPU of this size."""
+    if cfg.data.batch_size is not None:
+        return cfg.data.batch_size
+    memory = memory_gb(device)
+    fitting = [size for least, size in cfg.model.gpu_batch_size.items() if memory is not None and least <= memory]
+    return max(fitting, default=ITEMS_WITHOUT_GPU)
+
+
+def token_rows(
+    hidden: Tensor, batch: Batch, tokens_per_item: int | None, seed: int, first: int
+) -> tuple[Tensor, Tensor]:
+    """The real tokens among hidden [items, positions, d_model]: rows [n, d_model], and their flags, uint8 [n].
+
+    With `tokens_per_item`, at most so many tokens of an item that are not special are kept, drawn by `seed` and the
+    item's number, counted from `first`.
+
+    Raises:
+        ValueError: the mask has another shape than the block's output.
+    """
+    shape = hidden.shape[:2]
+    mask = torch.ones(shape, dtype=torch.bool) if batch.mask is None else batch.mask.cpu()
+    special = torch.zeros(shape, dtype=torch.bool) if batch.special is None else batch.special.cpu()
+    if mask.shape != shape:
+        raise ValueError(
+            f"the mask covers [items, positions] = {list(mask.shape)}, the block's output {list(shape)}: check the "
+            "model's `blocks` and its `collate`"
+        )
+    keep = mask
+    if tokens_per_item is not None:
+        keep = special | _drawn(mask & ~special, tokens_per_item, seed, first)
+    flags = special * SPECIAL + _first_kept(keep, batch.begins) * BEGINS
+    return hidden[keep.to(hidden.device)], flags[keep].to(torch.uint8)
+
+
+def _drawn(candidates: Tensor, n: int, seed: int, first: int) -> Tensor:
+    """At most `n` True entries of each row of `candidates` (bool [items, positions]), drawn at random."""
+    scores = torch.stack([
+        torch.rand(candidates.shape[1], generator=torch.Generator().manual_seed(seed * 1_000_003 + first + item))
+        for item in range(len(candidates))
+    ])  # fmt: skip
+    best = (scores * candidates).topk(min(n, scores.shape[1]), dim=1).indices
+    return torch.zeros_like(candidates).scatter(1, best, True) & candidates
+
+
+def _first_kept(keep: Tensor, begins: Tensor | None) -> Tensor:
+    """The first kept position of each item that begins a document, int [items, positions]."""
+    firsts = torch.zeros_like(keep, dtype=torch.int64)
+    rows = keep.any(1) if begins is None else keep.any(1) & begins
+    firsts[rows, keep.int().argmax(1)[rows]] = 1
+    return firsts

@@ -1,0 +1,82 @@
+"""Text in local files: plain, jsonl or parquet, each also as .gz where it is not parquet."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sae_outliers.data.streams import matching_files, shuffled, some
+
+KINDS = {".txt": "text", ".text": "text", ".md": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+
+
+@dataclass(frozen=True)
+class TextFiles:
+    """Documents of text files, shuffled.
+
+    A row of a jsonl or parquet file is a document. A plain text has none: its lines are joined into passages that
+    end at a blank line, so that they fill a model's context as single lines or paragraphs would not, and that are
+    no longer than twice `passage` even without a blank line, so that no file has to be in memory whole.
+
+    Attributes:
+        files: a file, a folder, a glob pattern, or a list of these.
+        column: the text's column in jsonl and parquet files.
+        passage: characters in a passage of plain text, about; null: each line is a document (of prompts, say).
+        buffer: documents in memory, among which the next is drawn.
+    """
+
+    files: str | Sequence[str]
+    column: str = "text"
+    passage: int | None = 8000
+    buffer: int = 10_000
+
+    def __call__(self, seed: int) -> Iterator[str]:
+        """Every document once. Raises FileNotFoundError if there is no file, ValueError if one has no text."""
+        files = matching_files(self.files, KINDS, seed)
+        documents = (document for file in files for document in self._documents(file) if document.strip())
+        return shuffled(some(documents, f"there is no text in {self.files}"), seed, self.buffer)
+
+    def _documents(self, file: Path) -> Iterator[str]:
+        kind = kind_of(file)
+        if kind != "text":
+            return column_of(file, kind, self.column)
+        lines = column_of(file, kind, "text")
+        return lines if self.passage is None else joined(lines, self.passage)
+
+
+def kind_of(file: Path) -> str:
+    """The loader of the package `datasets`. Raises ValueError for a file of another kind."""
+    suffix = Path(file.name.lower().removesuffix(".gz")).suffix
+    if suffix not in KINDS:
+        raise ValueError(f"{file} is not a file of text: known are {', '.join(KINDS)}")
+    return KINDS[suffix]
+
+
+def column_of(file: Path, kind: str, column: str) -> Iterator[str]:
+    """The texts in one column, row by row. Raises ValueError if it is missing or the file cannot be read."""
+    for row in _rows(file, kind):
+        if column not in row:
+            raise ValueError(f"{file} has no column {column}: it has {', '.join(row)}")
+        yield row[column] or ""
+
+
+def _rows(file: Path, kind: str) -> Iterator[dict[str, Any]]:
+    from datasets import load_dataset  # here, for the import takes a second
+
+    try:
+        yield from load_dataset(kind, data_files=str(file), split="train", streaming=True)
+    except (ValueError, OSError, EOFError) as error:
+        raise ValueError(f"{file} cannot be read as {kind}: {error}") from error
+
+
+def joined(lines: Iterable[str], size: int) -> Iterator[str]:
+    """Consecutive lines as passages that end at the first blank line after `size` characters, or at twice `size`."""
+    part: list[str] = []
+    length = 0
+    for line in lines:
+        if length >= 2 * size or (length >= size and not line.strip()):
+            yield "\n".join(part).strip()
+            part, length = [], 0
+        part.append(line)
+        length += len(line) + 1
+    yield "\n".join(part).strip()

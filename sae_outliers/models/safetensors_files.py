@@ -1,0 +1,45 @@
+"""Weights as a checkpoint stores them, read into a module without transformers' own loading."""
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import torch
+from huggingface_hub import snapshot_download
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+
+def checkpoint_folder(checkpoint: str | Path, revision: str | None) -> Path:
+    """The folder of a checkpoint's JSON and safetensors files; those of a hub id are downloaded once."""
+    if Path(checkpoint).is_dir():
+        return Path(checkpoint)
+    return Path(snapshot_download(str(checkpoint), revision=revision, allow_patterns=["*.json", "*.safetensors"]))
+
+
+def stored_tensors(folder: Path) -> Iterator[dict[str, Tensor]]:
+    """The tensors by name, file by file. Raises FileNotFoundError where there are none in safetensors."""
+    index = folder / "model.safetensors.index.json"
+    names = {"model.safetensors"}
+    if index.is_file():
+        names = set(json.loads(index.read_text())["weight_map"].values())
+    for name in sorted(names):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder} has no {name}: weights are read from safetensors only")
+        yield load_file(folder / name)
+
+
+def fill(module: nn.Module, tensors: Iterable[dict[str, Tensor]], checkpoint: str | Path) -> None:
+    """Copy tensors into the parameters and buffers of the same name, which keep their own type.
+
+    Raises ValueError if a parameter is in none of them, and not tied to one that is.
+    """
+    filled: set[int] = set()
+    for part in tensors:
+        with torch.no_grad():
+            module.load_state_dict(part, strict=False)
+        parameters = module.named_parameters(remove_duplicate=False)
+        filled |= {weight.data_ptr() for name, weight in parameters if name in part}
+    lacking = sorted(name for name, weight in module.named_parameters() if weight.data_ptr() not in filled)
+    if lacking:
+        raise ValueError(f"{checkpoint} lacks {len(lacking)} of the weights that are measured, {lacking[0]} for one")

@@ -1,0 +1,59 @@
+"""What capturing and storing every layer costs beside a plain forward pass over the same tokens."""
+
+import tempfile
+from itertools import islice
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from sae_outliers.activations.extract import Shards, load_backbone
+from sae_outliers.activations.store import LayerFiles
+from sae_outliers.activations.stream import batches, stream
+from sae_outliers.layers import layers_of
+from tests.benchmarks.plan import Plan
+from tests.benchmarks.timing import interleaved
+from tests.conftest import composed
+
+PLAIN = "forward pass alone"
+
+
+def table(plan: Plan, device: torch.device) -> pd.DataFrame:
+    """A row per case; `ratio` is its median time over that of the forward pass. Empty without the model's package."""
+    cfg = composed(f"model={plan.extraction_model}", "layer=all")
+    try:
+        backbone = load_backbone(cfg, device)
+    except (FileNotFoundError, ModuleNotFoundError):
+        return pd.DataFrame()
+    layers = layers_of(cfg.model, "all")
+    inputs = [batch.to(device) for batch in islice(batches(cfg, backbone, device), plan.extraction_batches)]
+
+    @torch.inference_mode()
+    def forward() -> None:
+        for batch in inputs:
+            backbone.module(**batch.inputs)
+
+    def capture() -> None:
+        for _ in stream(cfg, backbone, inputs, layers, device):
+            pass
+
+    def store() -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            shards = Shards({layer: LayerFiles(Path(folder), layer) for layer in layers})
+            for captured in stream(cfg, backbone, inputs, layers, device):
+                shards.add(captured)
+            shards.write()
+
+    cases = {PLAIN: forward, f"capturing {len(layers)} layer(s)": capture, "and storing them": store}
+    forward()  # warming up
+    timings = interleaved(cases, plan.rounds, device)
+    return pd.DataFrame(
+        {
+            "case": name,
+            "seconds": timing.median,
+            "seconds_min": timing.fastest,
+            "seconds_max": timing.slowest,
+            "ratio": timing.median / timings[PLAIN].median,
+        }
+        for name, timing in timings.items()
+    )

@@ -1,0 +1,49 @@
+"""Whole images from a folder with folders of classes in it."""
+
+import logging
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from sae_outliers.data.images import ImageFolder
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """12 images in three classes; the width says which image it is."""
+    for i in range(12):
+        place = tmp_path / f"class{i % 3}" / "images"
+        place.mkdir(parents=True, exist_ok=True)
+        mode = ("RGB", "L", "RGBA", "P")[i % 4]
+        Image.new(mode, (10 + i, 7)).save(place / f"{i}.{'PNG' if i % 4 > 1 else 'jpeg'}")
+    return tmp_path
+
+
+def test_every_image_comes_once_and_whole_in_the_order_of_the_seed(folder: Path) -> None:
+    source = ImageFolder(str(folder))
+    widths = [image.width for image in source(0)]
+    assert sorted(widths) == list(range(10, 22))
+    assert widths == [image.width for image in source(0)] != [image.width for image in source(1)]
+    assert {(image.mode, image.height) for image in source(0)} == {("RGB", 7)}
+
+
+def test_an_image_that_cannot_be_read_is_named_and_left_out(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    whole = (folder / "class0" / "images" / "0.jpeg").read_bytes()
+    (folder / "class1" / "cut.jpg").write_bytes(whole[:-80])
+    (folder / "class1" / "text.png").write_text("no image")
+    (folder / "class1" / "notes.txt").write_text("no image")
+    with caplog.at_level(logging.WARNING):
+        images = list(ImageFolder(str(folder))(0))
+    assert len(images) == 12
+    assert sorted(message.partition(" is left out, for it cannot be read: ")[0] for message in caplog.messages) == [
+        str(folder / "class1" / "cut.jpg"), str(folder / "class1" / "text.png"),
+    ]  # fmt: skip
+
+
+def test_a_folder_without_a_readable_image_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no image file"):
+        ImageFolder(str(tmp_path))(0)
+    (tmp_path / "a.jpg").write_text("no image")
+    with pytest.raises(ValueError, match=r"no image below .* can be read"):
+        ImageFolder(str(tmp_path))(0)
