@@ -4,6 +4,7 @@ import inspect
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -176,10 +177,11 @@ def _check_options(group: str, cfg: SaeConfig | RevivalConfig) -> None:
 
 
 def key_of(name: str | None) -> str:
-    """A hub id or a path as one part of a path. Raises ValueError where there is none."""
+    """A hub id as one part of a path, or the last part of a path. Raises ValueError where there is none."""
     if not name:
         raise ValueError("this model needs to be told which: add name=, or path= for model=dump")
-    return name.strip("/.~").replace("/", "--")
+    path = Path(name).expanduser()
+    return path.resolve().stem if path.exists() else name.strip("/.~").replace("/", "--")
 
 
 def register() -> None:

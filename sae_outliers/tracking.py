@@ -45,7 +45,7 @@ class WandbTracker(Tracker):
             reinit="create_new",  # variants train side by side in one process
             group=cfg.group,
             tags=[
-                cfg.model.name,
+                cfg.model.name[:64],  # W&B takes no longer one
                 cfg.model.domain,
                 cfg.sae.name,
                 f"revival-{cfg.revival.name}",

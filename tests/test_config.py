@@ -1,13 +1,14 @@
 """Every yaml composes, names things that exist, and a misspelt key is refused."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hydra.errors import ConfigCompositionException
 from hydra.utils import get_method
 
-from sae_outliers.config import check
+from sae_outliers.config import check, key_of
 from sae_outliers.layers import resolve_layers
 from tests.conftest import CONF, composed
 
@@ -64,6 +65,16 @@ def test_a_misspelt_key_is_an_error(override: str) -> None:
 def test_a_value_that_no_run_can_use_is_named(override: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         check(composed(override))
+
+
+def test_a_model_that_is_named_on_the_command_line_gets_a_key_that_fits_a_path(tmp_path: Path) -> None:
+    assert composed("model=hf", "name=openai-community/gpt2").model.name == "openai-community--gpt2"
+    (tmp_path / "mine").mkdir()
+    assert composed("model=hf", f"name={tmp_path}/mine/").model.name == "mine"
+    (tmp_path / "acts.npy").touch()
+    assert composed("model=dump", f"path={tmp_path}/acts.npy").model.name == "acts"
+    with pytest.raises(ValueError, match="this model needs to be told which: add name="):
+        key_of(None)
 
 
 def test_what_layer_may_say() -> None:
