@@ -40,7 +40,6 @@ def digest(content: Any, length: int = 12) -> str:
 
 
 def stamps(path: Path) -> list[list[str | int]]:
-    """Name, size and time of the last change of a file, or of all files below a folder; none if there is nothing."""
-    path = path.expanduser()
+    """Name, size and time of the last change of a file, or of all files below a folder."""
     files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
     return [[str(file.relative_to(path.parent)), file.stat().st_size, file.stat().st_mtime_ns] for file in files]

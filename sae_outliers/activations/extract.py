@@ -35,7 +35,8 @@ def store_identity(cfg: RunConfig) -> dict[str, object]:
     loader: dict[str, object] = OmegaConf.to_container(cfg.model.loader, resolve=True)  # type: ignore[assignment]
     loader.pop("trust_remote_code", None)  # a permission
     identity = {"model": cfg.model.name, "loader": loader, "data": data, "seed": cfg.seed, "format": 2}
-    return identity | ({"files": stamps(Path(cfg.path))} if cfg.path else {})
+    local = [Path(place).expanduser() for place in (cfg.path, cfg.name) if place]
+    return identity | {"files": [stamps(place) for place in local if place.exists()]}
 
 
 def store_dir(cfg: RunConfig) -> Path:
