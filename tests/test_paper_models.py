@@ -14,6 +14,7 @@ from hydra.utils import get_method, instantiate
 from hydra_plugins.sae_outliers.layer_sweeper import LayerSweeper
 from omegaconf import OmegaConf
 
+from sae_outliers.aggregate import layers_listed_in
 from sae_outliers.models.__main__ import rows
 from sae_outliers.sweep import plan
 from tests.conftest import CONF, ROOT, composed
@@ -50,6 +51,7 @@ def config(key: str) -> Any:
 def test_the_folder_holds_these_19_and_nothing_else() -> None:
     assert {path.stem for path in CONF.glob("model/*.yaml")} == PAPER.keys()
     assert sum(last - first + 1 for first, last, _ in PAPER.values()) == 454
+    assert sum(map(len, layers_listed_in(CONF / "model").values())) == 454  # what aggregation expects
 
 
 def test_a_glob_over_the_models_gives_these_19_and_not_those_that_need_a_name() -> None:
