@@ -24,9 +24,9 @@ attempt() {
 # pids_of PROGRAM FILE: processes of a program that hold a file, or one below a folder, open. Each daemon holds its log.
 # Unlike a pid file this is right after crashes too, and never names another cluster's process.
 pids_of() {
-  local process
+  local process name
   for process in /proc/[0-9]*; do
-    [ "$(cat "$process/comm" 2>/dev/null)" = "$1" ] || continue
+    { read -r name <"$process/comm"; } 2>/dev/null && [ "$name" = "$1" ] || continue
     grep -qE "^$2(/|$)" <<<"$(readlink "$process"/fd/* 2>/dev/null)" && echo "${process#/proc/}"
   done
   return 0

@@ -8,12 +8,13 @@ set -euo pipefail
 main() {
   [ -e "$MARK" ] || { say "no cluster in $ROOT"; exit 0; }
   cancel_jobs
-  stop daemons_of slurmd slurmstepd
-  stop job_processes
-  stop daemons_of slurmctld
-  stop daemons_of slurmdbd
-  stop daemons_of mariadbd
-  stop daemons_of munged
+  stop 5 daemons_of slurmd
+  stop 2 job_processes
+  stop 2 daemons_of slurmstepd # which without a slurmctld to report to would not end
+  stop 10 daemons_of slurmctld
+  stop 10 daemons_of slurmdbd
+  stop 20 daemons_of mariadbd
+  stop 5 daemons_of munged
   rm -rf "${ROOT:?}"/{etc,run,state,spool,gpu,mysql} "$MARK"
   say "stopped; logs are in $ROOT/log"
 }
@@ -27,30 +28,18 @@ cancel_jobs() {
 
 no_jobs() { [ -z "$(timeout 5 squeue -h -t running,completing,suspended)" ]; }
 
-daemons_of() {
-  local program
-  for program in "$@"; do pids_of "$program" "$ROOT"; done
-}
+daemons_of() { pids_of "$1" "$ROOT"; }
 
 # Processes that a dead slurmd left: jobs of this cluster, not a shell in which SLURM_CONF was exported.
 job_processes() {
-  local process
-  for process in /proc/[0-9]*; do
-    if has "$process/environ" "SLURM_CONF=$SLURM_CONF" && has "$process/environ" "SLURM_JOB_ID=[0-9]+"; then
-      echo "${process#/proc/}"
-    fi
-  done
+  grep -lzxF "SLURM_CONF=$SLURM_CONF" /proc/[0-9]*/environ 2>/dev/null |
+    xargs -r grep -lzxE 'SLURM_JOB_ID=[0-9]+' 2>/dev/null | grep -oE '[0-9]+' || true
 }
 
-has() { grep -qzxE "$2" "$1" 2>/dev/null; }
-
-# stop COMMAND...: end the processes whose pids the command lists; those that stay for 15 s are killed
+# stop SECONDS COMMAND...: end the processes whose pids the command lists; those that stay that long are killed
 stop() {
-  local pids
-  mapfile -t pids < <("$@")
-  [ "${#pids[@]}" = 0 ] && return
-  kill "${pids[@]}" 2>/dev/null || true
-  attempt 15 none_left "$@" || "$@" | xargs -r kill -9 || true
+  "${@:2}" | xargs -r kill 2>/dev/null || true
+  attempt "$1" none_left "${@:2}" || "${@:2}" | xargs -r kill -9 2>/dev/null || true
 }
 
 none_left() { [ -z "$("$@")" ]; }
