@@ -84,7 +84,7 @@ write_config() {
 # ReturnToService=2: a node whose slurmd was killed and comes back takes jobs again.
 slurm_conf() {
   cat <<CONF
-ClusterName=sae_outliers
+ClusterName=one_host
 SlurmctldHost=$(hostname -s)(127.0.0.1)
 SlurmctldPort=$PORT
 SlurmUser=root
@@ -191,8 +191,8 @@ start_database() {
 start_accounting() {
   runs slurmdbd "$LOG" || MYSQL_UNIX_PORT=$MYSQL daemon slurmdbd || true
   started slurmdbd 30 sacctmgr -n show cluster
-  [ "$(sacctmgr -nP list cluster format=cluster)" = sae_outliers ] ||
-    sacctmgr -i add cluster sae_outliers >/dev/null
+  [ "$(sacctmgr -nP list cluster format=cluster)" = one_host ] ||
+    sacctmgr -i add cluster one_host >/dev/null
 }
 
 start_controller() {
