@@ -24,7 +24,7 @@ def wait_for(condition: Callable[[], object], what: str, seconds: float = 240) -
         time.sleep(0.2)
 
 
-def field(job: str, name: str) -> str:
+def field_of(job: str, name: str) -> str:
     """A field of `scontrol show job`, of the job's current or last run; '' for one that SLURM does not know."""
     shown = subprocess.run(["scontrol", "show", "job", job, "--oneliner"], capture_output=True, text=True).stdout
     found = re.search(rf"\b{name}=(\S*)", shown)
@@ -32,7 +32,7 @@ def field(job: str, name: str) -> str:
 
 
 def is_running(job: str) -> bool:
-    return field(job, "JobState") == "RUNNING"
+    return field_of(job, "JobState") == "RUNNING"
 
 
 def queued() -> list[str]:
