@@ -34,18 +34,23 @@ GROUP = ["model", "layer", "planted_gamma", "condition"]
 
 
 class Features(NamedTuple):
-    """Of a run, by feature: fates (`fates.Fate`) at initialisation and after training, and cos(W_enc, μ) at first."""
+    """What the features of a run tell.
 
-    fate_init: NDArray[np.int8]
-    fate_final: NDArray[np.int8]
-    alignment_init: NDArray[np.float32]
+    Attributes:
+        fates: int64 [3, 3], their number by `fates.Fate` at initialisation (row) and after training (column).
+        alignment: the columns of the table `alignment` that are not the run's own.
+    """
+
+    fates: NDArray[np.int64]
+    alignment: dict[str, float]
 
 
 class Trained(NamedTuple):
     """Trained records, natural and planted (`planted_gamma` is NaN where natural), and their death curves.
 
     Attributes:
-        runs: a row per record, with its `condition` and, in training tokens, `half_topk` and `half_relu`.
+        runs: a row per record, with its `condition`, `half_topk` and `half_relu` in training tokens, and `features`,
+            a Features or None where they are not on disk.
         curves: a row per point of a run, with the columns RUN of its record; empty where no run has curves on disk.
     """
 
@@ -66,6 +71,7 @@ def read_trained(records: pd.DataFrame) -> Trained:
     runs = runs.assign(_place=runs["condition"].map(order.index)).sort_values(
         ["model", "layer", "planted_gamma", "_place", "seed", "sae_seed"], na_position="first", ignore_index=True
     )
+    runs = runs.assign(features=pd.Series(list(map(read_features, runs["run_dir"])), index=runs.index, dtype=object))
     curves = read_curves(runs)
     return Trained(with_half_times(runs.drop(columns="_place"), curves), curves)
 
@@ -91,9 +97,13 @@ def read_curves(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def read_features(run_dir: str) -> Features | None:
-    """Fate and alignment of each feature; None where the run's file is not on disk."""
-    table = _read(run_dir, "features.parquet", list(Features._fields))
-    return Features(*(table[name].to_numpy() for name in Features._fields)) if table else None
+    """None where the run's file is not on disk."""
+    columns = ["fate_init", "fate_final", "alignment_init"]
+    table = _read(run_dir, "features.parquet", columns)
+    if not table:
+        return None
+    before, after, alignment = (table[name].to_numpy() for name in columns)
+    return Features(_count_fates(before, after), _tell_by_alignment(before, after, alignment))
 
 
 def _read(run_dir: str, name: str, columns: list[str] | None = None) -> pa.Table | None:
@@ -226,8 +236,10 @@ def by_model(frame: pd.DataFrame) -> pd.DataFrame:
 def fates(runs: pd.DataFrame) -> pd.DataFrame:
     """Fate at initialisation by fate at the end, in percent of the features of the first, for each condition."""
     rows = []
-    for (model, layer, gamma, condition), group in runs.groupby(GROUP, dropna=False, sort=False):
-        counts = np.sum([_fate_counts(run_dir) for run_dir in group["run_dir"]], axis=0)
+    for (model, layer, gamma, condition), group in runs.groupby(GROUP, dropna=False, sort=False)["features"]:
+        counts = sum(features.fates for features in group if features is not None)
+        if not np.any(counts):
+            continue
         for before, row in zip(FATES.values(), counts, strict=True):
             if row.sum():
                 at_end = {f"{after} at end": 100 * n / row.sum() for after, n in zip(FATES.values(), row, strict=True)}
@@ -236,30 +248,24 @@ def fates(runs: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _fate_counts(run_dir: str) -> NDArray[np.int64]:
-    """Features by fate at initialisation (row) and at the end (column)."""
-    features, n = read_features(run_dir), len(FATES)
-    if features is None:
-        return np.zeros((n, n), dtype=np.int64)
-    return np.bincount(n * features.fate_init.astype(np.int64) + features.fate_final, minlength=n * n).reshape(n, n)
+def _count_fates(before: NDArray[np.int8], after: NDArray[np.int8]) -> NDArray[np.int64]:
+    n = len(FATES)
+    return np.bincount(n * before.astype(np.int64) + after, minlength=n * n).reshape(n, n)
 
 
 def alignment(runs: pd.DataFrame) -> pd.DataFrame:
     """A row per run that has its features on disk: how alignment with μ at initialisation tells a feature's fate."""
-    rows = []
-    for run in runs[["run_dir", "model", "layer", "planted_gamma", "gamma", "condition"]].to_dict("records"):
-        features = read_features(run["run_dir"])
-        if features is not None:
-            key = {"model": run["model"], "layer": run["layer"], "planted γ": run["planted_gamma"], "γ": run["gamma"]}
-            rows.append(key | {"condition": run["condition"]} | _alignment_row(features))
-    return pd.DataFrame(rows)
+    own = {"model": "model", "layer": "layer", "planted_gamma": "planted γ", "gamma": "γ", "condition": "condition"}
+    told = runs.dropna(subset="features")
+    rows = told[list(own)].rename(columns=own).to_dict("records")
+    return pd.DataFrame([row | features.alignment for row, features in zip(rows, told["features"], strict=True)])
 
 
-def _alignment_row(features: Features) -> dict[str, float]:
-    away = -features.alignment_init
-    relu = features.fate_init == Fate.NEVER_POSITIVE
-    topk = features.fate_init != Fate.ALIVE
-    still = features.fate_final != Fate.ALIVE
+def _tell_by_alignment(
+    before: NDArray[np.int8], after: NDArray[np.int8], alignment: NDArray[np.float32]
+) -> dict[str, float]:
+    away = -alignment
+    relu, topk, still = before == Fate.NEVER_POSITIVE, before != Fate.ALIVE, after != Fate.ALIVE
     return {
         "dead by ReLU": 100 * relu.mean(),
         "dead by TopK": 100 * topk.mean(),
