@@ -51,7 +51,7 @@ def environment(site: Site, code: Path) -> list[str]:
         "export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK  # which srun does not take over since SLURM 22.05",
     ]
     if site.scratch:
-        lines.append(f"export HF_HOME=${{HF_HOME:-{shlex.quote(site.scratch + '/huggingface')}}}")
+        lines.append(f'export HF_HOME="${{HF_HOME:-{site.scratch}/huggingface}}"')
     return lines
 
 

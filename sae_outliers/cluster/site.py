@@ -93,7 +93,8 @@ def load_site(name: str | None) -> Site:
     except OmegaConfBaseException as error:
         raise ValueError(f"{path}: {str(error).splitlines()[0]}") from error
     if site.gpus is None:
-        site.gpus = {ANY_MEMORY: "gpu:1"} if "gpu" in said("sinfo", "--noheader", "--format=%G") else {}
+        there = said("sinfo", "--noheader", "--format=%G")  # nothing where a plan is made without a cluster
+        site.gpus = {ANY_MEMORY: "gpu:1"} if not there or "gpu" in there else {}
     site.max_array_size = site.max_array_size or int(cluster.get("MaxArraySize", LARGEST_ARRAY))
     return site
 
