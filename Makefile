@@ -12,10 +12,13 @@ RECOVERY += spliceai:12
 WEIGHTS += .venv/.spliceai
 endif
 
+export CLUSTER_ROOT ?= /tmp/sae_outliers_slurm
+
 BENCH = $(if $(wildcard .venv-peers/.installed),.venv-peers,.venv)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help install weights esm demo recovery aggregate test test-slow test-peers lint bench bench-peers clean
+.PHONY: help install weights esm demo recovery aggregate status retry wandb-sync test test-slow test-slurm cluster-up \
+	cluster-down test-peers lint bench bench-peers clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -44,11 +47,31 @@ esm: .venv/.esm ## add EvolutionaryScale's esm beside the newer transformers tha
 aggregate: install ## records in results/ -> results/tables/ and results/figures/
 	.venv/bin/python -m sae_outliers.aggregate $(ARGS)
 
+status: install ## what is done, running, queued, failed and missing; ARGS='watch=5' looks again and again
+	.venv/bin/python -m sae_outliers.status $(ARGS)
+
+retry: install ## run the sweeps again that have failed or missing runs
+	.venv/bin/python -m sae_outliers.status retry=true $(ARGS)
+
+wandb-sync: install ## upload the runs that went to W&B offline; needs internet and a key
+	.venv/bin/python -m sae_outliers.wandb_sync $(ARGS)
+
 test: weights ## the tests, but for the slow ones
 	$(PYTEST)
 
 test-slow: weights ## the slow tests
 	$(PYTEST) -m slow
+
+# the cluster is stopped whatever comes of the tests, and their status is make's
+test-slurm: weights ## the tests on a real SLURM on this machine (root on Debian or Ubuntu; 10 min)
+	trap launch/cluster/down.sh EXIT; trap 'exit 130' INT TERM; \
+		launch/cluster/up.sh && SLURM_CONF=$(CLUSTER_ROOT)/etc/slurm.conf $(PYTEST) -m slurm tests/slurm
+
+cluster-up: ## start that SLURM, to try things on
+	launch/cluster/up.sh
+
+cluster-down: ## stop it
+	launch/cluster/down.sh
 
 test-peers: bench-peers ## the tests that compare with SAELens, dictionary_learning and sparsify
 	.venv-peers/bin/python -m pytest tests/peers tests/test_export.py

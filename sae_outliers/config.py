@@ -24,6 +24,7 @@ class ModelConfig:
     access: str | None = None  # where weights have to be asked for: the page to do so
     parameters: float | None = None  # number of weights, from which memory and time are estimated
     gpu_batch_size: dict[int, int] = field(default_factory=dict)  # by GPU memory in GB: items per forward pass
+    flops_per_token: float | None = None  # of the forward passes behind a stored token; null: 2 × parameters
     loader: dict[str, Any] = MISSING  # _target_ and arguments; returns a models.backbone.Backbone
 
 
@@ -123,6 +124,10 @@ class RunConfig:
     check: bool = False  # only load the model, run one batch, and print shapes, γ and memory
     results_dir: str = "results"
     group: str | None = None  # W&B group; the sweep's name in a sweep
+    dry_run: bool = False  # of a sweep: print the plan, what it takes and the sbatch scripts, and start nothing
+    wait: bool = True  # of a sweep on SLURM: until its jobs have ended; false: submit and return
+    pack: int = 1  # of a sweep on SLURM: runs of one model that a task does one after the other
+    site: str | None = None  # of a sweep on SLURM: launch/slurm/<site>.yaml; null: named like the cluster, or default
 
 
 def options_of(cfg: SaeConfig | RevivalConfig) -> dict[str, Any]:
@@ -138,6 +143,7 @@ def expand(cfg: RunConfig, compose: Callable[[list[str]], RunConfig]) -> list[Ru
 
 LEAST = {
     "n_eval": 1,
+    "pack": 1,
     "data.batch_size": 1,
     "sae.n_features": 1,
     "train.steps": 0,

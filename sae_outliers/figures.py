@@ -41,6 +41,7 @@ LINES = {
 }
 WIDE_RANGE = 5  # ratio of the largest to the smallest γ from which the axis is logarithmic
 MOST_ACROSS = 4  # panels side by side
+MOST_LINES = 30  # of runs in a panel, of a measure and a centering
 STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.spines.top": False,
@@ -66,6 +67,7 @@ def write_figure(figure: Figure, name: str, directory: Path) -> None:
     """Write `<name>.png` (200 dpi) and `<name>.pdf` below `directory`."""
     with written_whole(directory / f"{name}.png") as path:
         figure.savefig(path, format="png", dpi=200)
+    figure.set_layout_engine("none")  # it is laid out now, which takes seconds where panels are many
     with written_whole(directory / f"{name}.pdf") as path:
         figure.savefig(path, format="pdf", metadata={"CreationDate": None})  # same records, same bytes
 
@@ -212,24 +214,27 @@ def death_curves(curves: pd.DataFrame) -> Figure:
     """Death over training, a panel per model, SAE and revival: the colour is the measure, the dash the centering.
 
     `curves` holds the curves of all runs, with `run_dir`, `model`, `sae`, `revival` and `centering`. Where several
-    layers of a model were trained, each run is a faint line and their median a strong one.
+    layers of a model were trained, each run is a faint line and their median a strong one; instead of more than
+    MOST_LINES lines there is a band that holds the middle 80 % of the runs.
     """
+    drawn = curves[["run_dir", "model", "sae", "revival", "centering", "tokens", *MEASURES]]
     panels = {
         f"{model} ({sae})" if revival == "none" else f"{model} ({sae}, {revival})": runs
-        for (model, sae), both in curves.groupby(["model", "sae"])
+        for (model, sae), both in drawn.groupby(["model", "sae"])
         for revival, runs in sorted(both.groupby("revival"), key=lambda item: (item[0] != "none", item[0]))
     }
     across = min(MOST_ACROSS, len(panels))
     down = -(-len(panels) // across)
     figure = Figure(figsize=(max(5.2, 2.5 * across + 0.6), 2.2 * down + 1.1), layout="constrained")
-    grid = figure.subplots(down, across, sharey=True, squeeze=False)
+    grid = figure.subplots(down, across, squeeze=False)
+    highest = max(10.0, float(curves[list(MEASURES)].max().max()))
     for axes, (title, runs) in zip(grid.flat, panels.items(), strict=False):
+        axes.set_ylim(-0.03 * highest, 1.05 * highest)  # in all; an axis that many panels share is slow
+        axes.tick_params(labelleft=axes in grid[:, 0])
         curves_panel(axes, [(_dash(str(name)), group) for name, group in runs.groupby("centering")], MEASURES)
         axes.set_title(fill(title, 28), fontsize=9)
     for axes in grid.flat[len(panels) :]:
         axes.set_axis_off()
-    highest = max(10.0, float(curves[list(MEASURES)].max().max()))
-    grid[0, 0].set_ylim(-0.03 * highest, 1.05 * highest)  # shared by all panels
     figure.supxlabel("training tokens", fontsize=9)
     figure.supylabel("features (%)", fontsize=9)
     centerings = _in_order(curves["centering"])
@@ -250,11 +255,15 @@ def _in_order(centerings: pd.Series) -> list[str]:
 def curves_panel(axes: Axes, by_dash: Iterable[tuple[Any, pd.DataFrame]], measures: Iterable[str]) -> None:
     """The `measures` of the runs that each line style stands for, and their median where they are several."""
     for dash, group in by_dash:
+        points = group.set_index(["tokens", "run_dir"])
         for column in measures:
             _, color, width = MEASURES[column]
-            by_run = group.pivot_table(index="tokens", columns="run_dir", values=column)
+            by_run = points[column].unstack("run_dir")
             median = by_run.median(axis=1)
-            if by_run.shape[1] > 1:
+            if by_run.shape[1] > MOST_LINES:
+                low, high = (by_run.quantile(q, axis=1) for q in (0.1, 0.9))
+                axes.fill_between(by_run.index, low, high, color=color, alpha=0.15, lw=0)
+            elif by_run.shape[1] > 1:
                 axes.plot(by_run.index, by_run, c=color, ls=dash, lw=0.5, alpha=0.3)
             axes.plot(median.index, median, c=color, ls=dash, lw=width)
     axes.xaxis.set_major_locator(MaxNLocator(4))

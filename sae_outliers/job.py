@@ -50,6 +50,7 @@ SELECTION_COLUMNS = ("select_pct_changed", "select_pct_tokens_changed", "select_
 # they say where a run happens and how it is watched, not what comes out of it
 NOT_IDENTITY = (
     *("results_dir", "device", "tracker", "group", "task", "store", "check", "trust_remote_code"),
+    *("dry_run", "wait", "pack", "site"),
     *("model", "name", "path"),  # what of them matters is in the stream's identity
     *("layer", "variants"),  # of several runs
 )
@@ -57,8 +58,8 @@ NOT_IDENTITY = (
 OF_TRAINING = ("train", "revival", "precision")
 
 
-def run_id(cfg: RunConfig, layer: int) -> str:
-    """A digest of all that determines the result of `layer` under `cfg`."""
+def identity_of(cfg: RunConfig) -> dict[str, Any]:
+    """All that determines the results under `cfg`, but for the layer."""
     identity: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     for key in NOT_IDENTITY:
         identity.pop(key)
@@ -68,7 +69,7 @@ def run_id(cfg: RunConfig, layer: int) -> str:
     if cfg.train.steps == 0:
         for key in OF_TRAINING:
             identity.pop(key)
-    return digest(identity | {"stream": store_identity(cfg), "layer": layer, "schema": SCHEMA_VERSION})
+    return identity | {"stream": store_identity(cfg), "schema": SCHEMA_VERSION}
 
 
 def sae_seed(cfg: RunConfig) -> int:
@@ -76,7 +77,14 @@ def sae_seed(cfg: RunConfig) -> int:
 
 
 def directory_of(cfg: RunConfig, layer: int) -> Path:
-    return run_dir(Path(cfg.results_dir), cfg.model.name, layer, run_id(cfg, layer))
+    return directories_of(cfg, [layer])[0]
+
+
+def directories_of(cfg: RunConfig, layers: Iterable[int]) -> list[Path]:
+    """The folder of each layer's run, named by a digest of all that determines its result."""
+    identity = identity_of(cfg)  # which takes a millisecond, and is the same for all
+    name, results_dir = cfg.model.name, Path(cfg.results_dir)
+    return [run_dir(results_dir, name, layer, digest(identity | {"layer": layer})) for layer in layers]
 
 
 class Job:

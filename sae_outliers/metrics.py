@@ -30,10 +30,15 @@ class MetricsFile:
         return [json.loads(line) for line in lines if line.endswith("\n")]
 
     def drop_from(self, step: int) -> None:
-        """Forget the points at `step` and after: a resumed run writes them again."""
+        """Forget the points at `step` and after: a resumed run writes them again. The mirror is shown the others.
+
+        For W&B's offline file of a killed process may be empty; that of its successor has the whole curve.
+        """
         kept = [point for point in self.points() if (point["step"] or 0) < step]
         with written_whole(self.path) as beside:
             beside.write_text("".join(json.dumps(point) + "\n" for point in kept))
+        for point in kept:
+            self._mirror(point)
 
     def curves(self) -> pd.DataFrame:
         """The points as float columns (NaN: not measured), except `step` and `tokens`."""

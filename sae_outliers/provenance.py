@@ -11,13 +11,20 @@ import torch
 PACKAGES = ("sae-outliers", "torch", "transformers", "timm", "datasets", "numpy")
 
 
+CHECKOUT = Path(__file__).parents[1]
+
+
 def git_commit() -> str:
-    """The checkout's commit, with `-dirty` if files differ from it; `unknown` outside a checkout."""
-    here = Path(__file__).parent
+    """The commit of the code, with `-dirty` if files differ from it; `unknown` outside a checkout.
+
+    A copy of the code that jobs run from names the commit in a file.
+    """
+    if (CHECKOUT / "COMMIT").is_file():
+        return (CHECKOUT / "COMMIT").read_text().strip()
     try:
         done = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=40", "--match="],
-            cwd=here, capture_output=True, text=True, check=True,
+            cwd=CHECKOUT, capture_output=True, text=True, check=True,
         )  # fmt: skip
     except (OSError, subprocess.CalledProcessError):
         return "unknown"

@@ -1,6 +1,6 @@
 """Figures of recovery: what dies at initialisation and comes back, by condition, bias and planted γ."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from textwrap import fill
 from typing import Any
 
@@ -8,6 +8,7 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
 from matplotlib.colors import ListedColormap, LogNorm, Normalize, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -17,6 +18,7 @@ from matplotlib.transforms import ScaledTranslation
 
 from sae_outliers.figures import MEASURES, STYLE, WIDE_RANGE, curves_panel, gamma_axis, gamma_limits
 from sae_outliers.recovery import Trained, by_model, recovery
+from sae_outliers.tables import Floats
 
 NAMES = ("recovery_bars", "recovery_against_bias", "recovery_time", "planted_curves")
 # condition -> colour (Okabe and Ito), line style, marker
@@ -128,9 +130,13 @@ def recovery_against_bias(curves: pd.DataFrame) -> Figure:
     panels = figure.subplots(1, 2, sharey=True)
     low, high = gamma_limits(curves["gamma"])
     norm = (LogNorm if high / low > WIDE_RANGE else Normalize)(low, high)
+    curves = curves.sort_values(["run_dir", "tokens"])
+    runs = curves.drop_duplicates("run_dir")
+    colors = [COLORMAP(norm(gamma)) for gamma in runs["gamma"]]
+    starts = np.flatnonzero(~curves["run_dir"].duplicated())
     for axes, (death, name) in zip(panels, DEATHS.items(), strict=True):
-        for _, run in curves.sort_values("tokens").groupby("run_dir"):
-            _bias_line(axes, run, f"dead_pct_{death}", COLORMAP(norm(run["gamma"].iloc[0])))
+        points = curves[["b_dec_distance", f"dead_pct_{death}"]].to_numpy(float)
+        _bias_lines(axes, np.split(points, starts[1:]), runs, colors)
         axes.set(title=f"Dead by {name}", ylim=(-3, 103), xlabel="‖b_dec - μ‖ / ‖μ‖")
         near, far = curves["b_dec_distance"].min(), min(curves["b_dec_distance"].max(), FARTHEST)
         axes.set_xlim(far + 0.04 * (far - near), near - 0.04 * (far - near))
@@ -142,11 +148,14 @@ def recovery_against_bias(curves: pd.DataFrame) -> Figure:
     return figure
 
 
-def _bias_line(axes: Axes, run: pd.DataFrame, death: str, color: Any) -> None:
-    first = run.iloc[0]
-    marker = NATURAL if np.isnan(first["planted_gamma"]) else PLANTED
-    style = LOOKS[first["condition"]][1]
-    axes.plot(run["b_dec_distance"], run[death], c=color, ls=style, lw=1.2, marker=marker, ms=4, markevery=[-1])
+def _bias_lines(axes: Axes, paths: Sequence[Floats], runs: pd.DataFrame, colors: Sequence[Any]) -> None:
+    """A path [points, 2] for each of `runs`: one collection, for single lines by the thousand are slow."""
+    styles = [LOOKS[condition][1] for condition in runs["condition"]]
+    axes.add_collection(LineCollection(paths, colors=colors, linestyles=styles, linewidths=1.2))
+    ends, natural = np.array([path[-1] for path in paths]), runs["planted_gamma"].isna().to_numpy()
+    for marker, mine in ((NATURAL, natural), (PLANTED, ~natural)):
+        of_these = [color for color, chosen in zip(colors, mine, strict=True) if chosen]
+        axes.scatter(ends[mine, 0], ends[mine, 1], s=16, c=of_these, marker=marker, zorder=2)
 
 
 def _bias_keys(curves: pd.DataFrame) -> list[Line2D]:

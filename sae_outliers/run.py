@@ -63,6 +63,8 @@ def main(cfg: RunConfig) -> None:
     if HydraConfig.get().mode == RunMode.MULTIRUN:  # the sweep reports what a job raises
         return run(cfg, variants)
     try:
+        if cfg.dry_run:
+            raise ValueError("dry_run=true plans a sweep: add -m")
         run(cfg, variants)
     except OmegaConfBaseException as error:
         log.error("%s", str(error).splitlines()[0])  # what follows is about OmegaConf's own types

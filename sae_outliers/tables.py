@@ -201,8 +201,10 @@ def _ranks(values: Floats, counts: Floats) -> Floats:
 
     scipy ranks one sample at a time and would take minutes; rows are counted here instead of copied.
     """
-    _, tie = np.unique(values, return_inverse=True)
-    held = counts @ np.eye(tie.max() + 1)[tie]  # rows of each distinct value in each resample
+    distinct, tie = np.unique(values, return_inverse=True)
+    order = np.argsort(tie, kind="stable")
+    starts = np.searchsorted(tie[order], np.arange(len(distinct)))
+    held = np.add.reduceat(counts[:, order], starts, axis=1)  # rows of each distinct value in each resample
     return (np.cumsum(held, axis=1) - (held - 1) / 2)[:, tie]
 
 
@@ -340,6 +342,7 @@ def _nullable_integers(frame: pd.DataFrame) -> pd.DataFrame:
 # --- writing --------------------------------------------------------------------------------------------
 
 DECIMALS = {"ρ": 3, "FVU": 3, "AUC": 3, "γ": 2, "tokens": 0}  # by what the column's name contains; 1 otherwise
+ESCAPED = str.maketrans({c: f"\\{c}" for c in "&%$#_{}"} | {"\\": r"\textbackslash ", "~": r"\textasciitilde "})
 LATEX = {"γ": r"$\gamma$", "ρ": r"$\rho$", "μ": r"$\mu$", "σ": r"$\sigma$"}  # pdflatex has no Greek of its own
 
 
@@ -387,7 +390,11 @@ def _latex(text: pd.DataFrame, right: list[bool], table: Table) -> str:
     align = "".join("r" if r else "l" for r in right)
     caption = table.note.replace("%", r"\%").replace("_", r"\_")
     label = f"tab:{table.name}"
-    latex = text.to_latex(index=False, escape=True, column_format=align, caption=caption, label=label, position="htbp")
+    first = text[:1]  # pandas takes seconds for thousands of rows
+    frame = first.to_latex(index=False, escape=True, column_format=align, caption=caption, label=label, position="htbp")
+    above, _, below = frame.partition("\\midrule\n")
+    rows = "".join(" & ".join(cell.translate(ESCAPED) for cell in row) + " \\\\\n" for row in text.to_numpy())
+    latex = f"{above}\\midrule\n{rows}\\bottomrule{below.partition('bottomrule')[2]}"
     for letter, command in LATEX.items():
         latex = latex.replace(letter, command)
     return latex

@@ -61,7 +61,8 @@ class WandbTracker(Tracker):
         self._run.define_metric("*", step_metric="tokens")
 
     def log(self, point: Point) -> None:
-        self._run.log({name: value for name, value in point.items() if value is not None})
+        """Under the training's own step, from which a resumed run goes on; W&B drops what it has already."""
+        self._run.log({name: value for name, value in point.items() if value is not None}, step=int(point["step"] or 0))
 
     def finish(self, summary: dict[str, Any], exit_code: int = 0) -> None:
         self._run.summary.update(summary)

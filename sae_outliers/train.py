@@ -13,6 +13,7 @@ from torch import Tensor
 from sae_outliers.config import TrainConfig
 from sae_outliers.files import written_whole
 from sae_outliers.metrics import MetricsFile, Point
+from sae_outliers.preemption import held_back
 from sae_outliers.progress import Progress
 from sae_outliers.revival import Revival
 from sae_outliers.sae.autoencoder import SparseAutoencoder
@@ -142,8 +143,11 @@ class Member:
         """One step; then a checkpoint and a point of the curves, where one is due."""
         self.trainer.train_step(self.see(x))
         if self.trainer.step % self.trainer.cfg.checkpoint_every == 0:
-            self.trainer.save(self.checkpoint)
+            self.save()
         self._note()
+
+    def save(self) -> None:
+        self.trainer.save(self.checkpoint)
 
     def _note(self) -> None:
         trainer, cfg = self.trainer, self.trainer.cfg
@@ -161,17 +165,22 @@ def train(stack: Sequence[Member], batches: Batches, title: str) -> None:
     """Train every member to the end of its steps, each from its checkpoint if it has one, on one read of the batches.
 
     A member gets the weights that it would get alone: no computation is shared but the reading. A point of the death
-    curves is written every `eval_every` steps, at step 0 and after the last step.
+    curves is written every `eval_every` steps, at step 0 and after the last step. When the cluster wants the machine
+    back, every member leaves a checkpoint of its last step.
     """
     for member in stack:
         member.begin()
     start = min(member.trainer.step for member in stack)
     end = max(member.trainer.cfg.steps for member in stack)
     stream = batches(start)
-    with Progress(title, end, "steps") as progress:
+    with Progress(title, end, "steps") as progress, held_back() as signal:
         for step in range(start, end):
             x = next(stream)
             for member in stack:
                 if member.trainer.step == step < member.trainer.cfg.steps:
                     member.train_step(x)
             progress.update(step + 1)
+            if signal.came:
+                for member in stack:
+                    member.save()
+                signal.deliver()

@@ -329,11 +329,12 @@ def test_only_uncentered_runs_are_drawn_against_the_bias(tmp_path: Path) -> None
     store_conditions(tmp_path, "a")
     store_conditions(tmp_path, "b", planted_gamma=30.0, gamma=30.0)
     topk, relu, _colorbar = drawn(tmp_path)["recovery_against_bias"].axes
-    assert len(topk.lines) == len(relu.lines) == 4
-    assert {line.get_marker() for line in topk.lines} == {"o", "^"}
-    np.testing.assert_allclose(topk.lines[0].get_xdata(), [1, 0.75, 0.5])
-    assert topk.lines[0].get_ydata().tolist() == [80, 60, 40]
-    assert relu.lines[0].get_ydata().tolist() == [20, 15, 12]
+    paths = {axes: axes.collections[0].get_segments() for axes in (topk, relu)}
+    assert len(paths[topk]) == len(paths[relu]) == 4
+    np.testing.assert_allclose(paths[topk][0], [[1, 80], [0.75, 60], [0.5, 40]])
+    np.testing.assert_allclose(paths[relu][0], [[1, 20], [0.75, 15], [0.5, 12]])
+    natural, planted = (np.asarray(ends.get_offsets()).tolist() for ends in topk.collections[1:])
+    assert natural == planted == [[0.5, 40], [0.5, 30]]
     left, right = topk.get_xlim()
     assert left > right  # training goes to the right
 

@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 from filelock import FileLock
 from omegaconf import OmegaConf
-from torch import Tensor
 
 from sae_outliers.activations.store import LayerFiles
 from sae_outliers.activations.stream import Captured, batches, stream
@@ -19,6 +18,7 @@ from sae_outliers.config import RunConfig
 from sae_outliers.device import resolve_device
 from sae_outliers.files import digest, stamps, write_json
 from sae_outliers.models.backbone import Backbone
+from sae_outliers.preemption import held_back
 from sae_outliers.progress import Progress
 from sae_outliers.provenance import peak_memory_mb
 
@@ -51,6 +51,13 @@ def training_tokens(cfg: RunConfig) -> int:
 
 def tokens_wanted(cfg: RunConfig) -> int:
     return cfg.n_eval + training_tokens(cfg)
+
+
+def is_stored(cfg: RunConfig, layers: Sequence[int]) -> bool:
+    """Whether these layers hold the tokens that `cfg` asks for, as their files say; shards are verified when read."""
+    directory = store_dir(cfg)
+    files = (LayerFiles(directory, layer) for layer in layers)
+    return directory.is_dir() and all(file.holds(cfg.n_eval, training_tokens(cfg)) for file in files)
 
 
 def load_backbone(cfg: RunConfig, device: torch.device) -> Backbone:
@@ -148,13 +155,11 @@ class Shards:
     def write(self) -> None:
         if not self.waiting:
             return
-        items = sum(captured.items for captured in self.waiting)
+        waiting, self.waiting, self.bytes = self.waiting, [], 0  # none is written twice, if this is broken off
+        items = sum(captured.items for captured in waiting)
         for layer, file in self.files.items():
-            file.append(self._joined("rows", layer), self._joined("flags", layer), items)
-        self.waiting, self.bytes = [], 0
-
-    def _joined(self, what: str, layer: int) -> Tensor:
-        return torch.cat([getattr(captured, what)[layer] for captured in self.waiting])
+            rows, flags = ([getattr(captured, what)[layer] for captured in waiting] for what in ("rows", "flags"))
+            file.append(torch.cat(rows), torch.cat(flags), items)
 
 
 def _extract_from(
@@ -167,13 +172,17 @@ def _extract_from(
     with Progress(f"{cfg.model.name}: activations of {len(files)} layer(s)", wanted, "tokens") as progress:
         progress.update(tokens)
         try:
-            for captured in stream(cfg, backbone, incoming, list(files), device, done):
-                forecast.update(captured, device)
-                shards.add(captured)
-                tokens += captured.tokens
-                progress.update(tokens)
-                if tokens >= wanted and _whole(cfg, shards):
-                    return
+            with held_back() as signal:
+                for captured in stream(cfg, backbone, incoming, list(files), device, done):
+                    forecast.update(captured, device)
+                    shards.add(captured)
+                    tokens += captured.tokens
+                    progress.update(tokens)
+                    if tokens >= wanted and _whole(cfg, shards):
+                        return
+                    if signal.came:
+                        shards.write()
+                        signal.deliver()
         finally:
             shards.write()
     raise ValueError(

@@ -1,24 +1,23 @@
-"""Hydra's `-m` for this project: expands `layer=all` and `glob(folder/*)`, launches in two phases, sums up."""
+"""Hydra's `-m` for this project: plans one job per model, layer and condition, launches in two phases, sums up."""
 
-import itertools
 import sys
-from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.config_store import ConfigStore
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Glob, Override
 from hydra.core.plugins import Plugins
-from hydra.core.utils import JobReturn, JobStatus
-from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
-from hydra_plugins.sae_outliers.own_models import CONF_OWN
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig
 
 if TYPE_CHECKING:
+    from hydra_plugins.sae_outliers.combinations import Combinations
+
+    from sae_outliers.cluster.under_way import UnderWay
+    from sae_outliers.config import RunConfig
+    from sae_outliers.ledger import Ledger
     from sae_outliers.sweep import Plan, Task
 
 
@@ -32,7 +31,10 @@ ConfigStore.instance().store(group="hydra/sweeper", name="layers", node=LayerSwe
 
 
 class LayerSweeper(Sweeper):
-    """One job per model, layer and condition; activations are extracted first, once per model."""
+    """One job per model, layer and condition; activations are extracted first, once per model.
+
+    Imports of the project stand in the methods, for Hydra imports every plugin before it knows whether one is used.
+    """
 
     def __init__(self, params: dict[str, Any] | None) -> None:
         self.params = dict(params or {})  # Hydra hands over its own kind of mapping
@@ -40,109 +42,99 @@ class LayerSweeper(Sweeper):
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.config: DictConfig = config
         self.config_loader = hydra_context.config_loader
-        self.name = Path(config.hydra.sweep.dir).name  # read here once, so that all jobs see the same ${now:...}
-        self.launcher: Launcher = Plugins.instance().instantiate_launcher(
+        self.folder = Path(config.hydra.sweep.dir)  # read here once, so that all jobs see the same ${now:...}
+        self.launcher: Any = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
+        self.on_slurm = getattr(self.launcher, "takes_plans", False)
 
     def sweep(self, arguments: list[str]) -> None:
         """Run what is left of the sweep. Exits with status 1 if a job failed, after all others have run."""
-        # imported here because Hydra imports every plugin before it knows whether one is used
-        from sae_outliers.sweep import plan, summarise
+        from hydra_plugins.sae_outliers.combinations import Combinations
 
+        defaults = {"group": self.folder.name} | self.params
+        combinations = Combinations(self.config_loader, self.config, arguments, defaults)
+        cfg = combinations.compose(combinations.all[0])  # what it says of the sweep stands in all
         try:
-            planned = plan(self._composed(overrides) for overrides in self._combinations(arguments))
+            with self._alone(cfg):
+                others = self._others(cfg)
+                planned = self._planned(combinations, others)
+                if cfg.dry_run:
+                    return self._describe(planned, cfg)
+                ledger = self._recorded(planned, cfg, arguments)
+                failures = self.launcher.submit(planned, ledger, cfg, others) if self.on_slurm else {}
         except ValueError as error:
             sys.exit(str(error))
-        print(f"{len(planned.jobs)} job(s) to run, {planned.finished} finished before", flush=True)
+        self._see_to_the_end(planned, cfg, ledger, failures)
+
+    def _see_to_the_end(self, planned: "Plan", cfg: "RunConfig", ledger: "Ledger", failures: "dict[Task, str]") -> None:
+        from hydra_plugins.sae_outliers.phases import launch_in_phases
+
+        from sae_outliers.cluster.waiting import outcome
+        from sae_outliers.sweep import summarise
+
+        if self.on_slurm and not cfg.wait:
+            print(f"python -m sae_outliers.status results_dir={cfg.results_dir} shows how the jobs do", flush=True)
         try:
-            failures = self._launch_in_phases(planned)
+            if not self.on_slurm:
+                failures |= launch_in_phases(self.launcher, planned)
+            elif cfg.wait:
+                failures |= outcome(ledger.launched)
         except KeyboardInterrupt:
             done = sum(task.is_done() for task in planned.jobs)
-            print(f"interrupted with {done} of {len(planned.jobs)} job(s) done: the same command goes on from there")
+            then = "SLURM goes on with the others" if self.on_slurm else "the same command goes on from there"
+            print(f"interrupted with {done} of {len(planned.jobs)} job(s) done: {then}")
             sys.exit(130)
-        print(summarise(planned, failures), flush=True)
+        if cfg.wait or not self.on_slurm:
+            print(summarise(planned, failures), flush=True)
         if failures:
             sys.exit(1)
 
-    def _launch_in_phases(self, planned: "Plan") -> "dict[Task, str]":
-        """Extractions, then the jobs whose activations are there; the jobs that failed, and why."""
-        lacking = {task.store: reason for task, reason in self._launch(planned.extractions, 0).items()}
-        failures = {task: f"no activations: {lacking[task.store]}" for task in planned.jobs if task.store in lacking}
-        ready = [task for task in planned.jobs if task.store not in lacking]
-        return failures | self._launch(ready, len(planned.extractions))
+    def _alone(self, cfg: "RunConfig") -> AbstractContextManager[Any]:
+        """Two sweeps do not plan and submit at once, or each would submit what the other is about to."""
+        from filelock import FileLock
 
-    def _launch(self, tasks: "Sequence[Task]", first: int) -> "dict[Task, str]":
-        """Launch tasks, numbered from `first` on; the ones that failed, and why."""
+        if cfg.dry_run or not self.on_slurm:
+            return nullcontext()
+        folder = Path(cfg.results_dir) / "sweeps"
+        folder.mkdir(parents=True, exist_ok=True)
+        return FileLock(folder / ".lock")
+
+    def _others(self, cfg: "RunConfig") -> "UnderWay":
+        from sae_outliers.cluster.under_way import UnderWay, under_way
+
         try:
-            returns = self.launcher.launch([list(task.overrides) for task in tasks], first) if tasks else []
-            reasons = {task: _reason(returned) for task, returned in zip(tasks, returns, strict=True)}
-        except Exception as error:  # Submitit's launcher gives up at the first job that was killed
-            reasons = {task: "" if task.is_done() else f"the launcher gave up: {_line(error)}" for task in tasks}
-        # a launcher's word is not enough: SLURM calls a job completed whose Python raised
-        return {t: r or "it left no record" for t, r in reasons.items() if r or not t.is_done()}
+            return under_way(Path(cfg.results_dir))
+        except ValueError:
+            if self.on_slurm:
+                raise
+            return UnderWay()  # runs' locks keep local processes off those of SLURM's
 
-    def _composed(self, overrides: tuple[str, ...]) -> tuple[tuple[str, ...], Any, list[Any]]:
-        """A combination of overrides, its config, and the configs of its variants."""
-        from sae_outliers.config import expand
+    def _planned(self, combinations: "Combinations", others: "UnderWay") -> "Plan":
+        from sae_outliers.sweep import plan
 
-        config = self._compose(overrides)
-        return overrides, config, expand(config, lambda variant: self._compose([*overrides, *variant]))
+        planned = plan(combinations.composed(), others.runs)
+        elsewhere = f", {planned.elsewhere} under way in other sweeps" if planned.elsewhere else ""
+        print(f"{len(planned.jobs)} job(s) to run, {planned.finished} finished before{elsewhere}", flush=True)
+        return planned
 
-    def _compose(self, overrides: Sequence[str]) -> Any:
-        config = self.config_loader.load_sweep_config(self.config, list(overrides))
-        with open_dict(config):
-            del config["hydra"]
-        return config
+    def _describe(self, planned: "Plan", cfg: "RunConfig") -> None:
+        from sae_outliers.cluster.dry_run import describe
 
-    def _combinations(self, arguments: list[str]) -> list[tuple[str, ...]]:
-        """The product of all swept values, those of the command line and then those of `params`."""
-        parser = OverridesParser.create(config_loader=self.config_loader)
-        parsed = parser.parse_overrides(arguments)
-        named = {override.key_or_group for override in parsed}
-        defaults = {"group": self.name} | self.params
-        parsed += parser.parse_overrides([f"{k}={v}" for k, v in defaults.items() if k not in named])
-        return list(itertools.product(*(list(self._values(override)) for override in parsed)))
+        print(describe(planned, cfg, self.folder.absolute(), self.on_slurm), flush=True)
 
-    def _values(self, override: Override) -> Iterator[str]:
-        key = override.get_key_element()
-        value = override.value()
-        if isinstance(value, Glob):
-            yield from (f"{key}={option}" for option in self._globbed(override.key_or_group, value))
-        elif override.is_sweep_override():
-            yield from (f"{key}={choice}" for choice in override.sweep_string_iterator())
-        else:
-            yield f"{key}={override.get_value_element_as_str()}"
+    def _recorded(self, planned: "Plan", cfg: "RunConfig", arguments: list[str]) -> "Ledger":
+        from sae_outliers.ledger import Ledger
+        from sae_outliers.manifest import Manifest
+        from sae_outliers.provenance import git_commit
 
-    def _globbed(self, group: str, glob: Glob) -> list[str]:
-        """Options of a config group that a glob names. `folder/*` looks into that folder, `*` only at the top."""
-        found: list[str] = []
-        for pattern in glob.include:
-            folder, _, name = pattern.rpartition("/")
-            inside = f"{group}/{folder}" if folder else group
-            excluded = [e.rpartition("/")[2] for e in glob.exclude if e.rpartition("/")[0] == folder]
-            options = Glob(include=[name], exclude=excluded).filter(self._options(inside))
-            found += [f"{folder}/{option}" if folder else option for option in options]
-        if not found:
-            sys.exit(f"{group}=glob({','.join(glob.include)}) names nothing in conf/{group}/: check the folder's name")
-        return found
-
-    def _options(self, group: str) -> list[str]:
-        """Options of a group in conf/ itself: those in conf/own/ say nothing until they are given a name or a path."""
-        own = {path.stem for path in (CONF_OWN / group).glob("*.yaml")}
-        return [option for option in self.config_loader.get_group_options(group) if option not in own]
-
-
-def _reason(returned: JobReturn) -> str:
-    """Why a job failed, in one line; empty if it did not."""
-    if returned.status == JobStatus.COMPLETED:
-        return ""
-    try:
-        returned.return_value  # noqa: B018 - a failed job's value is raised when it is read
-    except Exception as error:
-        return _line(error)
-    return "unknown"
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+        hydra = [o for o in self.config.hydra.overrides.hydra if not o.startswith("hydra.mode=")]
+        manifest = Manifest(
+            self.folder.name, [*hydra, *arguments], "slurm" if self.on_slurm else "local", git_commit(), []
+        )
+        ledger = Ledger(Path(cfg.results_dir), manifest, planned)
+        if manifest.launcher == "local":
+            ledger.log_to(self.folder.absolute())
+        if planned.jobs:
+            ledger.write()
+        return ledger

@@ -1,0 +1,109 @@
+"""How far a task is and how fast it goes, by the progress lines in its log.
+
+A line says how much is done and how many seconds after its loop began; that is a better clock than the times of files,
+which do not tell from where a resumed run went on. Between lines, metrics.jsonl says how many steps are done.
+"""
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+LINE = re.compile(r"(?P<title>.+): (?P<done>\d+)/(?P<total>\d+) (?:steps|tokens), (?P<seconds>\d+) s")
+TAIL = 1 << 16  # bytes: some hundred lines
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How far something is.
+
+    Attributes:
+        done: steps of a run, tokens of an extraction.
+        total: likewise; 0 where it is not known yet, or nothing is trained.
+        tokens: in a step; 1 in an extraction.
+        per_second: tokens; None before two lines have been written.
+    """
+
+    done: int = 0
+    total: int = 0
+    tokens: float = 0.0
+    per_second: float | None = None
+
+    @property
+    def left(self) -> float:
+        """Tokens that are still to come."""
+        return max(self.total - self.done, 0) * self.tokens
+
+
+def pace_of_run(directory: Path, log: str | None) -> Pace:
+    """Of a run that trains; `log` is its task's."""
+    point = _last_point(directory / "metrics.jsonl")
+    model, layer = directory.parents[1].name, directory.parent.name
+    done, total, rate = _progress(log, f"{model} layer {layer}: ")
+    step = max(done, point["step"])
+    tokens = point["tokens"] / point["step"] if point["step"] else 0.0
+    return Pace(step, total or _steps(directory), tokens, rate * tokens if rate and tokens else None)
+
+
+def pace_of_extraction(model: str, log: str | None) -> Pace:
+    done, total, rate = _progress(log, f"{model}: activations of ")
+    return Pace(done, total, 1.0, rate)
+
+
+def last_line(log: str | None) -> str:
+    """The last line of a log that is not blank; empty if there is no log."""
+    lines = [line.strip() for line in _tail(log)]
+    return next((line for line in reversed(lines) if line), "")
+
+
+def _progress(log: str | None, title: str) -> tuple[int, int, float | None]:
+    """done, total and units a second since the loop under this title began; zeros where it has not written a line."""
+    lines = [found for line in _tail(log) if (found := LINE.match(line)) and found["title"].startswith(title)]
+    if not lines:
+        return 0, 0, None
+    first = last = lines[-1]
+    for line in reversed(lines[:-1]):  # as far back as it is the same loop of the same process
+        if line["title"] != last["title"] or int(line["seconds"]) >= int(first["seconds"]):
+            break
+        first = line
+    done, total = int(last["done"]), int(last["total"])
+    seconds = int(last["seconds"]) - int(first["seconds"])
+    return done, total, (done - int(first["done"])) / seconds if seconds else None
+
+
+def _last_point(path: Path) -> dict[str, int]:
+    """Of metrics.jsonl: its last whole line."""
+    lines = [line for line in _tail(str(path)) if line.endswith("}")]
+    return json.loads(lines[-1]) if lines else {"step": 0, "tokens": 0}
+
+
+def _tail(path: str | None) -> list[str]:
+    try:
+        with open(path or "", "rb") as file:
+            file.seek(max(0, file.seek(0, 2) - TAIL))
+            return re.split(r"[\r\n]+", file.read().decode(errors="replace"))
+    except OSError:
+        return []
+
+
+def _steps(directory: Path) -> int:
+    try:
+        return int(yaml.load((directory / "config.yaml").read_text(), yaml.CSafeLoader)["train"]["steps"])
+    except (OSError, TypeError, KeyError):  # a run that begins just now
+        return 0
+
+
+def seconds_left(running: Iterable[Pace], waiting: int) -> float | None:
+    """Until all are done, if as many run at a time as now, and the `waiting` are as long as these.
+
+    None where nobody knows: nothing runs, or nothing has told its pace.
+    """
+    known = [pace for pace in running if pace.per_second]
+    if not known:
+        return None
+    mean = sum(pace.total * pace.tokens for pace in known) / len(known)
+    left = sum(pace.left for pace in known) + waiting * mean
+    return left / sum(pace.per_second or 0.0 for pace in known)
