@@ -1,0 +1,65 @@
+"""The saved view, built offline with W&B's own package, shows what runs log; saving it needs wandb.ai."""
+
+import json
+import subprocess
+import sys
+from dataclasses import fields
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from typing import Any
+
+import pytest
+
+from sae_outliers.records import Record
+from tests.conftest import ROOT, composed
+
+SCRIPT = ROOT / "launch/wandb_view.py"
+spec = spec_from_file_location("wandb_view", SCRIPT)
+assert spec is not None
+assert spec.loader is not None
+wandb_view = module_from_spec(spec)
+spec.loader.exec_module(wandb_view)
+
+
+def panels() -> list[dict[str, Any]]:
+    """Of the view as it is sent to W&B."""
+    view = wandb_view.workspace("me", "mine", "a view")._to_model()
+    sections = json.loads(view.spec.model_dump_json(by_alias=True))["section"]["panelBankConfig"]["sections"]
+    return [panel for section in sections for panel in section["panels"]]
+
+
+@pytest.mark.skipif(find_spec("wandb_workspaces") is None, reason="pip install wandb-workspaces")
+def test_the_view_has_death_curves_and_bias_by_centering_and_gamma_against_death() -> None:
+    curves = [panel["config"] for panel in panels() if panel["viewType"] == "Run History Line Plot"]
+    drawn = [metric for curve in curves for metric in curve["metrics"]]
+    assert drawn == ["dead_pct_topk", "dead_pct_relu", "dead_pct_window", "b_dec_distance", "b_dec_cos"]
+    for curve in curves:
+        assert (curve["xAxis"], curve["groupBy"], curve["groupAgg"]) == ("tokens", "centering.value.name", "median")
+    scattered = [panel["config"] for panel in panels() if panel["viewType"] == "Scatter Plot"]
+    axes = [(plot["xAxis"], plot["yAxis"]) for plot in scattered]
+    assert axes == [("summary:gamma", f"summary:dead_pct_init_{kind}") for kind in ("topk", "relu")]
+
+
+def test_it_names_only_what_runs_have() -> None:
+    columns = {field.name for field in fields(Record)}
+    assert {"gamma", *wandb_view.AT_INIT} <= columns
+    curves = (ROOT / "sae_outliers/job.py").read_text() + (ROOT / "sae_outliers/train.py").read_text()
+    assert [name for name in (*wandb_view.DEATHS, *wandb_view.BIAS) if f'"{name}"' not in curves] == []
+    cfg: Any = composed()
+    for part in wandb_view.CENTERING.split("."):
+        cfg = cfg[part]
+    assert cfg == "off"
+
+
+def shown(*arguments: str) -> str:
+    """What it says on stderr as it ends with status 1."""
+    done = subprocess.run([sys.executable, str(SCRIPT), *arguments], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    return done.stderr
+
+
+def test_errors_are_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert shown() == "Missing mandatory value: entity\n"
+    assert "Key 'owner' not in 'ViewConfig'" in shown("owner=me")
+    monkeypatch.setitem(sys.modules, "wandb_workspaces", None)  # as if it were not installed
+    with pytest.raises(SystemExit, match="pip install wandb-workspaces"):
+        wandb_view.main(["entity=me"])
