@@ -126,7 +126,8 @@ def test_runs_of_a_store_are_packed_into_arrays_after_its_extraction_and_stores_
 def test_the_script_asks_for_what_the_profile_and_the_model_say() -> None:
     here = Site(
         name="here", partition="gpu", account="physics", gpus={24: "gpu:rtx:1", 80: "gpu:a100:1"}, cpus=8, mem_gb=10,
-        array_parallelism=5, scratch="/scratch/$USER", setup=["module load cuda"], extra={"constraint": "ib"}, tflops=1.0,
+        array_parallelism=5, scratch="/scratch/$USER", setup=["module load cuda"], extra={"constraint": "ib"},
+        tflops=1.0,
     )  # fmt: skip
     hours = Cost(operations=3600e12, gpu_gb=30, host_gb=40.2)
     (batch,) = batches_of(Plan([], tasks("a", 12, hours), 0), pack=1, array_size=100)
