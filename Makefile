@@ -56,8 +56,9 @@ retry: install ## run the sweeps again that have failed or missing runs
 wandb-sync: install ## upload the runs that went to W&B offline; needs internet and a key
 	.venv/bin/python -m sae_outliers.wandb_sync $(ARGS)
 
+# most tests wait for a command that they started, which would use every core
 test: weights ## the tests, but for the slow ones
-	$(PYTEST)
+	OMP_NUM_THREADS=1 $(PYTEST) -n auto --maxprocesses 4 --dist worksteal
 
 test-slow: weights ## the slow tests
 	$(PYTEST) -m slow
@@ -79,6 +80,7 @@ test-peers: bench-peers ## the tests that compare with SAELens, dictionary_learn
 lint: install ## formatting, lint and types
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
+	.venv/bin/shellcheck -x .ci/run launch/cluster/*.sh
 	.venv/bin/mypy
 
 bench: install ## speed and memory as ratios to the encoder's product, beside the peers if they are there (10 min)

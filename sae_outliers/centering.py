@@ -73,7 +73,8 @@ def layernorm_center(m: Moments) -> Affine:
     return Affine(m.mean.float(), projection, projection.clone())
 
 
-# geometric_median leaves the activations as they are: its config sets init.b_dec
+# from moments, whose covariance is whole for whitening. geometric_median leaves the activations as they are: its
+# config sets init.b_dec
 CENTERINGS: dict[str, Callable[[Moments], Affine]] = {
     "off": off,
     "on": on,
@@ -81,10 +82,3 @@ CENTERINGS: dict[str, Callable[[Moments], Affine]] = {
     "whiten": whiten,
     "layernorm_center": layernorm_center,
 }
-
-
-def get_centering(name: str, m: Moments) -> Affine:
-    """Raises ValueError for a name that is not in CENTERINGS. `m` needs the full covariance for whitening."""
-    if name not in CENTERINGS:
-        raise ValueError(f"centering={name} does not exist: use one of {', '.join(CENTERINGS)}")
-    return CENTERINGS[name](m)

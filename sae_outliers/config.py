@@ -1,6 +1,5 @@
 """The typed schema of conf/: a misspelt or mistyped key is an error when the config is composed."""
 
-import inspect
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -8,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
-from hydra.utils import get_class
 from omegaconf import MISSING, OmegaConf
 
 
@@ -136,50 +134,14 @@ def options_of(cfg: SaeConfig | RevivalConfig) -> dict[str, Any]:
     return {key: value for key, value in options.items() if key not in ("name", "_target_") and value is not None}
 
 
+def sae_options(cfg: RunConfig) -> dict[str, Any]:
+    """What the SAE's constructor is given besides the sizes that the data has, its scale and its seed."""
+    return options_of(cfg.sae) | ({} if cfg.precision == "float32" else {"precision": cfg.precision})
+
+
 def expand(cfg: RunConfig, compose: Callable[[list[str]], RunConfig]) -> list[RunConfig]:
     """The config of each of `cfg.variants`, which `compose` makes of its overrides; `cfg` where there are none."""
     return [compose(shlex.split(variant)) for variant in cfg.variants] or [cfg]
-
-
-LEAST = {
-    "n_eval": 1,
-    "pack": 1,
-    "data.batch_size": 1,
-    "sae.n_features": 1,
-    "train.steps": 0,
-    "train.n_tokens": 0,
-    "train.batch_size": 1,
-    "train.eval_every": 1,
-    "train.checkpoint_every": 1,
-    "train.dead_window": 1,
-}
-
-
-def check(cfg: RunConfig) -> None:
-    """Refuse values that no run can use. Raises ValueError with the option's name and value."""
-    for option, least in LEAST.items():
-        value = OmegaConf.select(cfg, option)  # type: ignore[arg-type]
-        if value is not None and value < least:
-            raise ValueError(f"{option}={value} must be at least {least}")
-    for group in ("sae", "revival"):
-        _check_options(group, cfg[group])  # type: ignore[index]
-    if cfg.task not in ("run", "extract"):
-        raise ValueError(f"task={cfg.task} does not exist: use run or extract")
-    if not cfg.store and cfg.train.steps:
-        raise ValueError("store=false measures in the stream, where nothing is trained: add train=none")
-    if cfg.precision != "float32" and cfg.sae.name != "topk":
-        raise ValueError(f"precision={cfg.precision} is for sae=topk, not for sae={cfg.sae.name}: use float32")
-    if cfg.data.rescale_mean is not None and cfg.data.rescale_mean <= 0:
-        raise ValueError(f"data.rescale_mean={cfg.data.rescale_mean} is a γ and must be above 0")
-    if not 0 < cfg.sae.k <= cfg.sae.n_features:
-        raise ValueError(f"sae.k={cfg.sae.k} must lie between 1 and sae.n_features={cfg.sae.n_features}")
-
-
-def _check_options(group: str, cfg: SaeConfig | RevivalConfig) -> None:
-    taken = inspect.signature(get_class(cfg._target_)).parameters
-    for option in options_of(cfg):
-        if option not in taken:
-            raise ValueError(f"{group}={cfg.name} has no option {option}: leave {group}.{option} out")
 
 
 def key_of(name: str | None) -> str:

@@ -22,10 +22,10 @@ from sae_outliers.device import resolve_device
 from sae_outliers.job import Job, directory_of, sae_seed
 from sae_outliers.layer_data import Severity, SeverityMeter
 from sae_outliers.models.backbone import Backbone
-from sae_outliers.preprocessing import get_preprocessing
+from sae_outliers.preprocessing import PREPROCESSINGS
 from sae_outliers.progress import Progress
 from sae_outliers.sae.autoencoder import SparseAutoencoder
-from sae_outliers.side_by_side import check_one_stream, finish, unfinished, write_config
+from sae_outliers.side_by_side import finish, unfinished, write_config
 from sae_outliers.tracking import NoTracker, start_tracker
 
 log = logging.getLogger(__name__)
@@ -41,18 +41,15 @@ class StreamedLayer:
     n_train: int = 0
 
     def eval_tokens(self) -> Iterator[Tensor]:
-        raise ValueError(
-            "store=false does not keep the tokens, which this init reads again: use init=random or store=true"
-        )
+        raise NotImplementedError("tokens that are not stored cannot be read again")
 
 
 def measure_in_stream(variants: Sequence[RunConfig], layers: Sequence[int]) -> list[Path]:
     """Run all layers under each config to their records, or recognise those that are finished; returns their folders.
 
     Raises:
-        ValueError: the configs do not share their stream of tokens, it ends too early, or an init needs stored tokens.
+        ValueError: the stream of tokens ends too early.
     """
-    check_one_stream(variants)
     runs = {directory_of(cfg, layer): (cfg, layer) for layer in layers for cfg in variants}
     with unfinished(runs) as left:
         if left:
@@ -75,7 +72,7 @@ def measured(runs: dict[Path, tuple[RunConfig, int]]) -> list[Job]:
         for layer, (x, flags) in rows.items():
             meters[layer].update(x, flags & SPECIAL > 0)
     jobs = new_jobs(runs, {layer: meter.severity for layer, meter in meters.items()}, device)
-    preprocess = get_preprocessing(cfg.preprocessing)
+    preprocess = PREPROCESSINGS[cfg.preprocessing]
     for rows in one_pass(cfg, backbone, layers, device, "fates"):
         for layer, (x, flags) in rows.items():
             tokens = preprocess(x[torch.from_numpy(is_token(flags.numpy(), cfg.special_tokens)).to(device)])

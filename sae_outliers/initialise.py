@@ -13,6 +13,7 @@ from sae_outliers.severity import Moments, effective_rank, geometric_median
 
 Chunks = Callable[[], Iterator[Tensor]]  # a fresh pass over the tokens that the SAE sees, [tokens, d_model]
 B_DEC = ("zeros", "mean", "geometric_median")
+READ_TOKENS = ("datapoint", "geometric_median")  # the others follow from the moments
 
 
 @torch.no_grad()
@@ -20,12 +21,8 @@ def initialise(sae: SparseAutoencoder, cfg: InitConfig, tokens: Chunks, seen: Mo
     """Set directions and b_dec. `seen` are the moments of `tokens`, with their covariance.
 
     Raises:
-        ValueError: an unknown name, or a rank that the data does not have.
+        ValueError: a rank that the data does not have.
     """
-    if cfg.name not in DIRECTIONS:
-        raise ValueError(f"init={cfg.name} does not exist: use one of {', '.join(DIRECTIONS)}")
-    if cfg.b_dec not in B_DEC:
-        raise ValueError(f"init.b_dec={cfg.b_dec} does not exist: use one of {', '.join(B_DEC)}")
     DIRECTIONS[cfg.name](sae, cfg, tokens, seen, seed)
     if cfg.b_dec == "mean":
         sae.b_dec.copy_(seen.mean)

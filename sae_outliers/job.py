@@ -14,8 +14,8 @@ from torch import Tensor
 
 from sae_outliers import theory
 from sae_outliers.activations.extract import store_identity
-from sae_outliers.centering import Affine, get_centering
-from sae_outliers.config import RunConfig, options_of
+from sae_outliers.centering import CENTERINGS, Affine
+from sae_outliers.config import RunConfig, options_of, sae_options
 from sae_outliers.evaluate import Evaluation, compare_selection, count_fates, evaluate, new_counter
 from sae_outliers.fates import FateCounter, alignment
 from sae_outliers.files import digest, written_whole
@@ -105,7 +105,7 @@ class Job:
             shift = (self.cfg.data.rescale_mean / self.seen.gamma - 1) * self.seen.mean
             self.seen, self.shift = self.seen.shifted(shift), shift.float()
         self.mean, self.variance = self.seen.mean.float(), self.seen.variance.sum().item()
-        self.centering = get_centering(self.cfg.centering.name, self.seen)
+        self.centering = CENTERINGS[self.cfg.centering.name](self.seen)
         self.sae_input = self.seen.mapped(self.centering.shift, self.centering.linear)
         self.sae = self.new_sae() if sae is None else sae
         # of what the encoder multiplies
@@ -138,9 +138,8 @@ class Job:
     def new_sae(self) -> SparseAutoencoder:
         cfg = self.cfg
         kind: type[SparseAutoencoder] = get_class(cfg.sae._target_)
-        options = options_of(cfg.sae) | ({} if cfg.precision == "float32" else {"precision": cfg.precision})
         scale = self.sae_input.variance.sum().sqrt().item()
-        sae = kind(self.data.d_model, scale=scale, seed=sae_seed(cfg), **options).to(self.data.device)
+        sae = kind(self.data.d_model, scale=scale, seed=sae_seed(cfg), **sae_options(cfg)).to(self.data.device)
         initialise(sae, cfg.init, lambda: map(self.see, self.data.eval_tokens()), self.sae_input, sae_seed(cfg))
         return sae
 

@@ -11,7 +11,7 @@ from sae_outliers.activations.extract import store_dir, training_tokens
 from sae_outliers.activations.store import LayerFiles, LayerTokens
 from sae_outliers.config import RunConfig
 from sae_outliers.device import resolve_device
-from sae_outliers.preprocessing import PREPROCESSINGS, get_preprocessing
+from sae_outliers.preprocessing import PREPROCESSINGS
 from sae_outliers.severity import Moments
 
 
@@ -66,7 +66,7 @@ class LayerData:
     def __init__(self, cfg: RunConfig, layer: int) -> None:
         self.cfg = cfg
         self.device = resolve_device(cfg.device)
-        self.preprocess = get_preprocessing(cfg.preprocessing)
+        self.preprocess = PREPROCESSINGS[cfg.preprocessing]
         self.n_train = training_tokens(cfg)
         self.tokens = LayerTokens(LayerFiles(store_dir(cfg), layer), cfg.n_eval, self.n_train, cfg.special_tokens)
         self.d_model = self.tokens.d_model

@@ -23,10 +23,3 @@ def raw(x: Tensor) -> Tensor:
 
 
 PREPROCESSINGS: dict[str, Preprocessing] = {"postln": postln, "raw": raw}
-
-
-def get_preprocessing(name: str) -> Preprocessing:
-    """Raises ValueError for a name that is not in PREPROCESSINGS."""
-    if name not in PREPROCESSINGS:
-        raise ValueError(f"preprocessing={name} does not exist: use one of {', '.join(PREPROCESSINGS)}")
-    return PREPROCESSINGS[name]

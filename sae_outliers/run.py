@@ -17,19 +17,19 @@ from omegaconf.errors import OmegaConfBaseException
 
 from sae_outliers.activations.extract import extract
 from sae_outliers.check import check_model
-from sae_outliers.config import RunConfig, check, expand, register
+from sae_outliers.config import RunConfig, expand, register
 from sae_outliers.in_stream import measure_in_stream
 from sae_outliers.layers import layers_of
 from sae_outliers.records import describe, read_record
 from sae_outliers.side_by_side import run_layer
+from sae_outliers.validation import validate
 
 log = logging.getLogger(__name__)
 
 
 def run(cfg: RunConfig, variants: Sequence[RunConfig]) -> None:
     """All layers that the config names, from one forward pass, each under all variants."""
-    for variant in (cfg, *variants):
-        check(variant)
+    validate(cfg, variants)
     layers = layers_of(cfg.model, cfg.layer)
     if cfg.check:
         check_model(cfg, layers)

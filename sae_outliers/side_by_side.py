@@ -9,7 +9,7 @@ from pathlib import Path
 from filelock import FileLock
 from omegaconf import OmegaConf
 
-from sae_outliers.activations.extract import extract, store_dir, tokens_wanted
+from sae_outliers.activations.extract import extract
 from sae_outliers.config import RunConfig
 from sae_outliers.files import written_whole
 from sae_outliers.job import CHECKPOINT, Job, directory_of
@@ -26,11 +26,7 @@ def run_layer(variants: Sequence[RunConfig], layer: int) -> list[Path]:
 
     What is left trains side by side on one stream of batches. A job that was interrupted goes on from its checkpoint.
     Two processes never work on the same job: the second waits and then finds it finished.
-
-    Raises:
-        ValueError: the configs do not share their stream of tokens.
     """
-    check_one_stream(variants)
     configs = {directory_of(cfg, layer): cfg for cfg in variants}
     with unfinished(configs) as left:
         if left:
@@ -98,17 +94,3 @@ def train_all(jobs: Sequence[Job], data: LayerData) -> None:
     for job in stack:
         with written_whole(job.directory / "curves.parquet") as beside:
             job.metrics.curves().to_parquet(beside, index=False)
-
-
-ONE_STREAM = ("n_eval", "seed", "special_tokens", "preprocessing", "device", "train.batch_size")
-
-
-def check_one_stream(variants: Sequence[RunConfig]) -> None:
-    """Raises ValueError where configs that are to train side by side differ in what they read."""
-    for option in ONE_STREAM:
-        values = {OmegaConf.select(cfg, option) for cfg in variants}  # type: ignore[arg-type]
-        if len(values) > 1:
-            shown = " and ".join(sorted(map(str, values)))
-            raise ValueError(f"variants must share {option}, but have {shown}: run them apart")
-    if len({(store_dir(cfg), tokens_wanted(cfg)) for cfg in variants}) > 1:
-        raise ValueError("variants must share model, data and train.n_tokens: run them apart")

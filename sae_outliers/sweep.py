@@ -6,12 +6,13 @@ from os.path import relpath
 from pathlib import Path
 
 from sae_outliers.activations.extract import is_stored, store_dir, tokens_wanted
-from sae_outliers.config import RunConfig, check
+from sae_outliers.config import RunConfig
 from sae_outliers.costs import Cost, extraction_cost, run_cost, streamed_cost
 from sae_outliers.job import directories_of
 from sae_outliers.layers import layers_of
 from sae_outliers.manifest import Launched
 from sae_outliers.records import is_finished
+from sae_outliers.validation import validate
 
 OF_THE_SWEEP = ("layer", "dry_run", "wait", "pack", "site")  # overrides that its tasks do not get
 
@@ -67,8 +68,7 @@ def plan(
     """
     jobs: dict[tuple[Path, ...], Entry] = {}
     for combination, cfg, variants in composed:
-        for variant in (cfg, *variants):
-            check(variant)
+        validate(cfg, variants)
         for entry in _entries(combination, cfg, variants):
             jobs.setdefault(entry.task.results, entry)
     left = [entry for entry in jobs.values() if not entry.task.is_done()]

@@ -8,7 +8,7 @@ import pytest
 from hydra.errors import ConfigCompositionException
 from hydra.utils import get_method
 
-from sae_outliers.config import check, key_of
+from sae_outliers.config import key_of
 from sae_outliers.layers import resolve_layers
 from tests.conftest import CONF, composed
 
@@ -53,18 +53,6 @@ def test_each_model_brings_the_data_of_its_domain_and_the_command_line_may_name_
 def test_a_misspelt_key_is_an_error(override: str) -> None:
     with pytest.raises(ConfigCompositionException):
         composed(override)
-
-
-@pytest.mark.parametrize(("override", "message"), [
-    ("n_eval=0", "n_eval=0 must be at least 1"),
-    ("task=train", "task=train does not exist: use run or extract"),
-    ("train.steps=-1", "train.steps=-1 must be at least 0"),
-    ("train.batch_size=0", "train.batch_size=0 must be at least 1"),
-    ("sae.k=9000", "sae.k=9000 must lie between 1 and sae.n_features=8192"),
-])  # fmt: skip
-def test_a_value_that_no_run_can_use_is_named(override: str, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        check(composed(override))
 
 
 def test_a_model_that_is_named_on_the_command_line_gets_a_key_that_fits_a_path(tmp_path: Path) -> None:

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor
 
-from sae_outliers.centering import Affine, get_centering
+from sae_outliers.centering import CENTERINGS, Affine
 from sae_outliers.export import export, main, reading
-from sae_outliers.preprocessing import get_preprocessing
+from sae_outliers.preprocessing import PREPROCESSINGS
 from sae_outliers.sae.autoencoder import SparseAutoencoder
 from sae_outliers.sae.batchtopk import BatchTopK
 from sae_outliers.sae.folding import save_sae
@@ -69,8 +69,8 @@ class Case:
     """An SAE, its centering, tokens x [tokens, D] and what is expected of the exported SAE on them."""
 
     def __init__(self, kind: Kind, centering: str, preprocessing: str = "raw") -> None:
-        tokens = get_preprocessing(preprocessing)(shifted_tokens())
-        self.centering: Affine = get_centering(centering, moments([tokens], covariance=True))
+        tokens = PREPROCESSINGS[preprocessing](shifted_tokens())
+        self.centering: Affine = CENTERINGS[centering](moments([tokens], covariance=True))
         z = self.centering.apply(tokens)
         self.sae = trained_like(kind, z)
         kept = steady(self.sae, z)

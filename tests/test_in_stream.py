@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sae_outliers.activations.store import BEGINS, SPECIAL
-from sae_outliers.config import RunConfig, check, expand
+from sae_outliers.config import RunConfig, expand
 from sae_outliers.in_stream import measure_in_stream, up_to
 from sae_outliers.records import read_records
 from sae_outliers.run import run
@@ -40,16 +40,6 @@ def test_without_a_store_the_records_are_those_with_one_and_nothing_else_is_left
         else:
             assert streamed[column].tolist() == stored[column].tolist()
     assert not (tmp_path / "streamed" / "activations").exists()
-
-
-def test_an_sae_init_that_reads_the_tokens_and_training_are_refused(tmp_path: Path) -> None:
-    common = ["model=synthetic/sparse", "layer=1", "store=false", f"results_dir={tmp_path}", *SIZE]
-    with pytest.raises(ValueError, match="store=false does not keep the tokens, which this init reads again"):
-        measure_in_stream([composed(*common, "init=datapoint")], [1])
-    with pytest.raises(
-        ValueError, match="store=false measures in the stream, where nothing is trained: add train=none"
-    ):
-        check(composed(*common, "train=short"))
 
 
 def test_data_that_end_too_early_are_named(tmp_path: Path) -> None:

@@ -5,10 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra import initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.plugins import Plugins
-from hydra.types import RunMode
 from omegaconf import OmegaConf
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -18,27 +14,13 @@ from sae_outliers.cluster import site as sites
 from sae_outliers.cluster.batches import batches_of
 from sae_outliers.cluster.sbatch import parameters, script
 from sae_outliers.cluster.site import Site, load_site
-from sae_outliers.config import register
 from sae_outliers.costs import Cost
 from sae_outliers.run import run
 from sae_outliers.sweep import Plan, Task, plan
-from tests.conftest import CONF, Run, composed
+from tests.conftest import Run, composed
 
 SMALL = ("tracker=none", "n_eval=500", "sae.n_features=256", "sae.k=8")
 GRID = ["model=gpt2,esm2_35m,dinov2", "layer=all", "centering=off,on", "seed=range(3)", "sae.k=8,16", *SMALL[:3]]
-
-
-@pytest.fixture
-def combinations(tmp_path: Path) -> Callable[..., Any]:
-    """Makes the combinations of a command's arguments, as the sweeper does."""
-    register()
-    Plugins.instance()
-    from hydra_plugins.sae_outliers.combinations import Combinations
-
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        loader = GlobalHydra.instance().config_loader()
-        master = loader.load_configuration("config", [], RunMode.MULTIRUN)
-    return lambda *arguments: Combinations(loader, master, list(arguments), {"results_dir": tmp_path})
 
 
 def counting(monkeypatch: pytest.MonkeyPatch, where: Any, name: str) -> list[Any]:

@@ -3,15 +3,12 @@
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra import initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.types import Glob
 from hydra.utils import get_method, instantiate
-from hydra_plugins.sae_outliers.layer_sweeper import LayerSweeper
 from omegaconf import OmegaConf
 
 from sae_outliers.aggregate import layers_listed_in
@@ -54,12 +51,10 @@ def test_the_folder_holds_these_19_and_nothing_else() -> None:
     assert sum(map(len, layers_listed_in(CONF / "model").values())) == 454  # what aggregation expects
 
 
-def test_a_glob_over_the_models_gives_these_19_and_not_those_that_need_a_name() -> None:
-    sweeper = LayerSweeper(None)
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        sweeper.config_loader = GlobalHydra.instance().config_loader()
-        assert set(sweeper._globbed("model", Glob(include=["*"]))) == PAPER.keys()
-        assert {"hf", "timm", "dump"} <= set(sweeper.config_loader.get_group_options("model"))
+def test_a_glob_over_the_models_gives_these_19_and_not_those_that_need_a_name(combinations: Callable[..., Any]) -> None:
+    globbed = combinations("model=glob(*)")
+    assert {overrides[0] for overrides in globbed.all} == {f"model={key}" for key in PAPER}
+    assert {"hf", "timm", "dump"} <= set(globbed.config_loader.get_group_options("model"))
 
 
 @pytest.mark.parametrize("key", PAPER)

@@ -97,27 +97,19 @@ def test_geometric_median_starts_the_bias_near_the_mean(command: Run, tmp_path: 
     ("arguments", "message"),
     [
         (["layer=7"], "layer=7 does not exist: this model has layers 1 to 6"),
-        (["preprocessing=zscore", "layer=1", "train=none"], "preprocessing=zscore does not exist"),
-        (["device=cuda:9", "layer=1"], "torch sees no GPU here: use device=cpu"),
-        (["train.stepz=1"], "train.stepz"),
-        (["model=offline/gpt5"], "offline/gpt5"),
-        (["layer=1", "sae=groupmax", "sae.k=7"], "sae.k=7 groups do not divide sae.n_features=1024"),
-        (["layer=1", "sae=relu", "precision=bf16_select"], "precision=bf16_select is for sae=topk, not for sae=relu"),
-        (["layer=1", "revival=preact_loss"], "revival=preact_loss needs the thresholds of sae=jumprelu"),
-        (["layer=1", "sae.bandwidth=0.1", "train=none"], "sae=topk has no option bandwidth"),
-        (["layer=1", "init.b_dec=median", "train=none"], "init.b_dec=median does not exist: use one of zeros, mean"),
-        (["layer=1", "data.rescale_mean=-1"], "data.rescale_mean=-1.0 is a γ and must be above 0"),
-        (["layer=1", "variants=['seed=1','seed=2']", "train=none"], "variants must share seed, but have 1 and 2"),
-        (["layer=1", "variants=['centring=on']"], "centring"),
+        (["layer=1", "preprocessing=zscore"], "preprocessing=zscore does not exist: use one of postln, raw"),
+        (["layer=1", "train.stepz=1"], "train.stepz"),
+        (["layer=1", "model=offline/gpt5"], "offline/gpt5"),
     ],
 )
-def test_bad_input_gets_one_clear_sentence_and_status_1(arguments: list[str], message: str, command: Run) -> None:
-    if arguments[0].startswith("device") and torch.cuda.is_available():
-        pytest.skip("there is a GPU here")
+def test_bad_input_gets_one_clear_sentence_and_status_1(
+    arguments: list[str], message: str, command: Run, tmp_path: Path
+) -> None:
     done = command("sae_outliers.run", *SMALL, *arguments)
     assert done.returncode == 1
     assert message in done.stdout + done.stderr
     assert "Traceback" not in done.stdout + done.stderr
+    assert not list(tmp_path.iterdir())  # it came before anything was loaded
 
 
 def test_variants_train_side_by_side_and_leave_the_records_of_running_them_alone(command: Run, tmp_path: Path) -> None:

@@ -51,12 +51,12 @@ def test_an_experiment_brings_its_sweep_along_and_the_command_line_narrows_it(co
 
 def test_a_failing_job_and_a_failing_extraction_are_named_and_the_others_go_on(command: Run, tmp_path: Path) -> None:
     done = command(
-        "sae_outliers.run", "-m", "model=offline/minilm,offline/sapiens", "layer=1,2", "train=none",
-        "preprocessing=postln,zscore", "data.source={_target_: tests.test_sweep.nothing_for_sapiens}", *SMALL,
+        "sae_outliers.run", "-m", "model=offline/minilm,offline/sapiens", "layer=1,2", "train=none", *SMALL,
+        "init=active_subspace", "init.rank=8,999", "data.source={_target_: tests.test_sweep.nothing_for_sapiens}",
     )  # fmt: skip
     assert done.returncode == 1
     assert "2 job(s) done, 0 finished before, 6 failed" in done.stdout
-    assert done.stdout.count("preprocessing=zscore does not exist: use one of postln, raw") == 2
+    assert done.stdout.count("init.rank=999 exceeds d_model=384: lower it") == 2
     assert done.stdout.count("no activations: data=") == 4
     assert {(r["model"], r["layer"]) for r in records(tmp_path)} == {("minilm", 1), ("minilm", 2)}
 

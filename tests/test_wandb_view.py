@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 from dataclasses import fields
-from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from importlib.util import module_from_spec, spec_from_file_location
 from typing import Any
 
 import pytest
@@ -27,7 +27,6 @@ def panels() -> list[dict[str, Any]]:
     return [panel for section in sections for panel in section["panels"]]
 
 
-@pytest.mark.skipif(find_spec("wandb_workspaces") is None, reason="pip install wandb-workspaces")
 def test_the_view_has_death_curves_and_bias_by_centering_and_gamma_against_death() -> None:
     curves = [panel["config"] for panel in panels() if panel["viewType"] == "Run History Line Plot"]
     drawn = [metric for curve in curves for metric in curve["metrics"]]

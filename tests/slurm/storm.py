@@ -26,7 +26,7 @@ SWEEPS = {
     "trained": ("model=offline/minilm", "layer=3,4,5", *TRAIN, "train.checkpoint_every=50", *SMALL),
     # told to SLURM twice at the same moment
     "twice": ("model=offline/sapiens", "layer=1,2", "train.batch_size=128", *TRAIN[:2], "pack=2", *SMALL),
-    "raising": ("model=offline/sapiens", "layer=3", "preprocessing=raw,zscore", "train=none", *SMALL),
+    "raising": ("model=offline/sapiens", "layer=3", "init=active_subspace", "init.rank=8,999", "train=none", *SMALL),
     # its extraction is cancelled before it begins
     "unfounded": ("model=offline/sapiens", "layer=4", "seed=2", "train=none", *SMALL),
 }

@@ -63,7 +63,7 @@ def test_a_preempted_job_leaves_a_checkpoint_of_its_last_step(storm: Storm) -> N
 def test_what_was_cancelled_or_raised_is_named_with_its_reason(storm: Storm) -> None:
     for name, why in {
         "trained": "minilm layer 4",
-        "raising": "preprocessing=zscore does not exist: use one of postln, raw",
+        "raising": "init.rank=999 exceeds d_model=128: lower it",
         "unfounded": "sapiens layer 4",
         "measured": "sapiens layer 4",
     }.items():

@@ -1,0 +1,60 @@
+"""What no run can use is refused in a sentence, before anything is loaded."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from sae_outliers.config import expand
+from sae_outliers.device import resolve_device
+from sae_outliers.validation import validate
+from tests.conftest import composed
+
+
+@pytest.mark.parametrize(("overrides", "message"), [
+    (["n_eval=0"], "n_eval=0 must be at least 1"),
+    (["train.steps=-1"], "train.steps=-1 must be at least 0"),
+    (["train.batch_size=0"], "train.batch_size=0 must be at least 1"),
+    (["task=train"], "task=train does not exist: use one of run, extract"),
+    (["preprocessing=zscore"], "preprocessing=zscore does not exist: use one of postln, raw"),
+    (["precision=int4"], "precision=int4 does not exist: use one of float32, bf16_select"),
+    (["centering.name=median"], "centering=median does not exist: use one of off, on, geometric_median"),
+    (["init.name=xavier"], "init=xavier does not exist: use one of random, active_subspace, datapoint"),
+    (["init.b_dec=median"], "init.b_dec=median does not exist: use one of zeros, mean, geometric_median"),
+    (["sae.k=9000"], "sae.k=9000 must lie between 1 and sae.n_features=8192"),
+    (["sae=groupmax", "sae.k=7"], "sae.k=7 groups do not divide sae.n_features=8192"),
+    (["sae=matryoshka", "sae.prefixes=[0.5]"], "must be fractions of n_features that ascend to 1"),
+    (["sae=relu", "precision=bf16_select"], "precision=bf16_select is for sae=topk, not for sae=relu"),
+    (["sae.bandwidth=0.1"], "sae=topk has no option bandwidth: leave sae.bandwidth out"),
+    (["revival=none", "revival.alpha=1"], "revival=none has no option alpha"),
+    (["revival=preact_loss"], "revival=preact_loss needs the thresholds of sae=jumprelu"),
+    (["data.rescale_mean=-1"], "data.rescale_mean=-1.0 is a γ and must be above 0"),
+    (["store=false"], "store=false measures in the stream, where nothing is trained: add train=none"),
+    (["store=false", "train=none", "init=datapoint"], "store=false does not keep the tokens, which init=datapoint"),
+    (["store=false", "train=none", "init.b_dec=geometric_median"], "with init.b_dec=geometric_median reads again"),
+    (["variants=['seed=1','seed=2']"], "variants must share seed, but have 1 and 2: run them apart"),
+    (["variants=['','data=dna']"], "variants must share model, data and train.n_tokens: run them apart"),
+    (["variants=['','sae.k=0']"], "sae.k=0 must lie between 1"),
+])  # fmt: skip
+def test_a_value_that_no_run_can_use_is_named(overrides: list[str], message: str) -> None:
+    overrides = ["model=synthetic/sparse", "train=short", *overrides]
+    cfg = composed(*overrides)
+    with pytest.raises(ValueError, match=message.replace("[", r"\[")):
+        validate(cfg, expand(cfg, lambda variant: composed(*overrides, *variant)))
+
+
+def test_what_can_run_side_by_side_passes(tmp_path: Path) -> None:
+    overrides = [
+        "model=synthetic/sparse",
+        f"results_dir={tmp_path}",
+        'variants=["","sae=jumprelu revival=preact_loss"]',
+    ]
+    cfg = composed(*overrides)
+    validate(cfg, expand(cfg, lambda variant: composed(*overrides, *variant)))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_a_gpu_that_is_not_there_is_named() -> None:
+    with pytest.raises(ValueError, match="torch sees no GPU here: use device=cpu"):
+        resolve_device("cuda:9")
