@@ -1,7 +1,7 @@
 """python launch/wandb_view.py entity=<you or your team>: a saved view of the runs in your W&B project.
 
 Death curves over tokens, severity against death at initialisation, and how far the bias is from the mean; curves are
-medians by centering, with the range of all runs. Needs `pip install wandb-workspaces` and a key for W&B; a second call
+medians by centering, with the range of all runs. Needs wandb-workspaces (`make install`) and a key for W&B; a second call
 makes a second view.
 """
 
