@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from sae_outliers.config import TrainConfig
 from sae_outliers.files import written_whole
@@ -35,7 +35,8 @@ class Trainer:
     def __init__(self, sae: SparseAutoencoder, cfg: TrainConfig, revival: Revival | None = None) -> None:
         self.sae, self.cfg, self.revival = sae, cfg, revival or Revival()
         self.revival.check(sae)
-        others = [parameter for parameter in sae.parameters() if parameter is not sae.b_dec]
+        self.optimised = dict(sae.named_parameters()) | {"W_enc": self._rows_of_W_enc()}
+        others = [parameter for name, parameter in self.optimised.items() if name != "b_dec"]
         self.lrs = [cfg.lr, cfg.lr if cfg.b_dec_lr is None else cfg.b_dec_lr]
         groups = [{"params": others}, {"params": [sae.b_dec]}]
         self.optimizer = torch.optim.Adam(groups, lr=cfg.lr, fused=True)
@@ -59,12 +60,13 @@ class Trainer:
         """One optimiser step on x [batch_size, d_model]."""
         for group, lr in zip(self.optimizer.param_groups, self.lrs, strict=True):
             group["lr"] = lr * self.schedule()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.sae.zero_grad(set_to_none=True)
         output = self.sae.training_step(x)
         loss = output.loss + self.revival.loss(self.sae, x, output, self.dead())
         loss.backward()
         if self.sae.unit_norm_decoder:
             self.sae.remove_parallel_gradient()
+        self.optimised["W_enc"].grad = None if self.sae.W_enc.grad is None else self.sae.W_enc.grad.T
         self.optimizer.step()
         if self.sae.unit_norm_decoder:
             self.sae.normalize_decoder()
@@ -90,16 +92,18 @@ class Trainer:
     def forget(self, features: Tensor) -> None:
         """Set the optimiser's moments of these features to 0, and count them as fired now."""
         self.last_fired[features] = self.tokens
-        per_feature = {"W_enc": self.sae.W_enc, "b_enc": self.sae.b_enc, "W_dec": self.sae.W_dec}
-        for name, parameter in per_feature.items():
+        for name in ("W_enc", "b_enc", "W_dec"):
             for moment in ("exp_avg", "exp_avg_sq"):
-                state = self.optimizer.state[parameter][moment]
-                (state.T if name == "W_enc" else state)[features] = 0
+                self.optimizer.state[self.optimised[name]][moment][features] = 0
+
+    def _rows_of_W_enc(self) -> nn.Parameter:
+        """The same numbers as rows of features, [n_features, d_model]: fused Adam copies what is not contiguous."""
+        return nn.Parameter(self.sae.W_enc.detach().T)
 
     def save(self, path: Path) -> None:
         tensors = {f"sae.{name}": tensor for name, tensor in self.sae.state_dict().items()}
         tensors["last_fired"] = self.last_fired
-        for name, p in self.sae.named_parameters():
+        for name, p in self.optimised.items():
             for key, value in self.optimizer.state.get(p, {}).items():
                 tensors[f"adam.{name}.{key}"] = value
         state = {"step": json.dumps(self.step), "loss": json.dumps(self.last_loss())}
@@ -115,11 +119,11 @@ class Trainer:
         self.loss = None if loss is None else torch.tensor(loss, device=device)
         self.last_fired = tensors["last_fired"]
         self.sae.load_state_dict({name: tensors[f"sae.{name}"] for name in self.sae.state_dict()})
-        for name, p in self.sae.named_parameters():
+        for name, p in self.optimised.items():
             prefix = f"adam.{name}."
             state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-            if state:  # in the parameter's own layout, which the file does not keep
-                self.optimizer.state[p] = {k: torch.empty_like(p).copy_(v) if v.dim() else v for k, v in state.items()}
+            if state:
+                self.optimizer.state[p] = state
 
 
 @dataclass

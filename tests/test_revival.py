@@ -150,10 +150,10 @@ def test_resample_starts_dead_features_anew_at_a_badly_explained_token_and_leave
         others = sae.W_enc.norm(dim=0)[[i for i in range(32) if i not in dead.tolist()]]
         torch.testing.assert_close(sae.W_enc[:, j], 0.2 * others.mean() * direction)
         assert sae.b_enc[j] == 0
-        for parameter, row in ((sae.W_enc, lambda m, j=j: m[:, j]), (sae.W_dec, lambda m, j=j: m[j])):
-            state = trainer.optimizer.state[parameter]
-            assert row(state["exp_avg"]).eq(0).all()
-            assert row(state["exp_avg_sq"]).eq(0).all()
+        for name in ("W_enc", "W_dec"):
+            state = trainer.optimizer.state[trainer.optimised[name]]
+            assert state["exp_avg"][j].eq(0).all()
+            assert state["exp_avg_sq"][j].eq(0).all()
     others = [i for i in range(32) if i not in dead.tolist()]
     torch.testing.assert_close(sae.W_dec[others], before[others], atol=0.01, rtol=0)
     assert trainer.dead().tolist() == []

@@ -63,7 +63,7 @@ def largest(pre: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """`pre.topk(k, dim=1, sorted=False)` of pre [tokens, n], in less time where k is far below n.
 
     The k largest values lie in the k pools of neighbouring features whose maxima are largest, so only those pools
-    are ranked feature by feature. Of equal values, others than topk's may be chosen.
+    are ranked feature by feature, in the same way again. Of equal values, others than topk's may be chosen.
     """
     tokens, n = pre.shape
     pool = 2 ** round(math.log2(math.sqrt(n / k)))  # ranks n / pool maxima and k * pool candidates: fewest here
@@ -73,7 +73,7 @@ def largest(pre: Tensor, k: int) -> tuple[Tensor, Tensor]:
     pools = maxima.topk(k, dim=1, sorted=False).indices
     first = torch.arange(tokens, device=pre.device)[:, None] * (n // pool)
     candidates = pre.reshape(-1, pool).index_select(0, (pools + first).flatten()).view(tokens, k * pool)
-    values, places = candidates.topk(k, dim=1, sorted=False)
+    values, places = largest(candidates, k)
     return values, pools.gather(1, places // pool) * pool + places % pool
 
 
