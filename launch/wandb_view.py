@@ -1,8 +1,8 @@
 """python launch/wandb_view.py entity=<you or your team>: a saved view of the runs in your W&B project.
 
 Death curves over tokens, severity against death at initialisation, and how far the bias is from the mean; curves are
-medians by centering, with the range of all runs. Needs wandb-workspaces (`make install`) and a key for W&B; a second call
-makes a second view.
+medians by centering, with the range of all runs. Needs wandb-workspaces, which `make install` brings, and a key for
+W&B; a second call makes a second view.
 """
 
 import sys

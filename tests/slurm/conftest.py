@@ -14,15 +14,21 @@ LONGEST = 900  # seconds that a sweep may take
 
 
 class Sweep:
-    """`python -m sae_outliers.run -m <arguments>` in a process of its own, which may still run."""
+    """`python -m sae_outliers.run -m <arguments>` in a process of its own, which may still run.
+
+    On one thread, as the cluster's jobs: with more, sums come out in another order.
+    """
 
     def __init__(self, results_dir: Path, log: Path, arguments: tuple[str, ...]) -> None:
         self.log = log
         command = [sys.executable, "-m", "sae_outliers.run", "-m", *arguments, f"results_dir={results_dir}"]
         with log.open("w") as output:
             self.process = subprocess.Popen(
-                command, cwd=ROOT, stdout=output, stderr=output, env=os.environ | {"WANDB_MODE": "offline"}
+                command, cwd=ROOT, stdout=output, stderr=output, env=os.environ | {"WANDB_MODE": "offline", "OMP_NUM_THREADS": "1"}
             )
+
+    def has_planned(self) -> bool:
+        return " job(s) to run, " in self.log.read_text()
 
     def ended(self) -> tuple[int, str]:
         """Its status and all that it printed, once it has ended."""

@@ -62,12 +62,16 @@ class Storm:
 
     def blow(self, start: Start) -> None:
         """Start the sweeps, strike some of their jobs, and wait until all have ended."""
-        running = {name: start(self.results_dir, *SWEEPS[name]) for name in ("preempted", "trained", "measured")}
+        running = {name: start(self.results_dir, *SWEEPS[name]) for name in ("preempted", "trained")}
+        for name in running:  # before the many short jobs, which would hold the nodes for minutes
+            wait_for(lambda name=name: list(self.tasks(name, "run")), f"jobs of {name}")
+        running["measured"] = start(self.results_dir, *SWEEPS["measured"])
         self.strike_all()
         for name in ("raising", "unfounded", "twice"):
             running[name] = start(self.results_dir, *SWEEPS[name])
         running["twice again"] = start(self.results_dir, *SWEEPS["twice"])
         running["measured again"] = start(self.results_dir, *SWEEPS["measured"], "wait=false")
+        wait_for(running["measured again"].has_planned, "the second call's plan")
         self.cancel_waiting("measured", "run")
         self.cancel_waiting("unfounded", "extract")
         wait_for(lambda: "down" in slurm("sinfo", "--noheader", "--format=%T"), "the lost node to be noticed")
@@ -119,9 +123,13 @@ class Storm:
             manifest for manifest in read_manifests(self.results_dir) if set(SWEEPS[sweep]) <= set(manifest.command)
         ]
         for task in mine[-1].tasks if mine else []:
-            of_layer = layer is None or int(Path(task.results[0]).parent.name) == layer
-            if task.job and task.kind == kind and of_layer:
+            if task.job and task.kind == kind and layer in (None, *layers_of(task)):
                 yield task
+
+
+def layers_of(task: Launched) -> list[int]:
+    """Of a run; an extraction has no results."""
+    return [int(Path(result).parent.name) for result in task.results]
 
 
 def trains(directory: Path) -> bool:

@@ -78,7 +78,7 @@ def test_it_gives_jobs_gpus_and_a_second_start_changes_nothing_but_starts_what_w
     mended = script("up.sh", second)
     assert mended.returncode == 0, mended.stderr
     assert sorted(processes(second).values()) == sorted(before.values())
-    assert on(second, "sinfo", "-h", "-p", "main", "-o", "%D %t").split() == ["2", "idle"]
+    wait_for(lambda: on(second, "sinfo", "-h", "-p", "main", "-o", "%D %t").split() == ["2", "idle"], "idle nodes")
 
 
 @pytest.mark.slurm

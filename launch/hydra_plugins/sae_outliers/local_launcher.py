@@ -100,7 +100,7 @@ def _start(index: int, slot: int, workers: int, job: bytes) -> Running:
     context = get_context("forkserver")
     context.set_forkserver_preload(["sae_outliers.side_by_side", "sae_outliers.run"])
     receiver, sender = context.Pipe(duplex=False)
-    threads = max(1, (os.cpu_count() or 1) // workers)
+    threads = threads_each(workers)
     with _not_main():
         process = context.Process(target=_run, args=(job, slot, threads, sender), daemon=True)
         process.start()
@@ -122,6 +122,13 @@ def _not_main() -> Any:
         main.__spec__ = spec
         if file is not None:
             main.__file__ = file
+
+
+def threads_each(workers: int) -> int:
+    """Of torch in each of so many processes: its share of the cores, or OMP_NUM_THREADS where that is less."""
+    import torch
+
+    return min(max(1, (os.cpu_count() or 1) // workers), torch.get_num_threads())
 
 
 def default_workers() -> int:
