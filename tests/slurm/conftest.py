@@ -24,7 +24,11 @@ class Sweep:
         command = [sys.executable, "-m", "sae_outliers.run", "-m", *arguments, f"results_dir={results_dir}"]
         with log.open("w") as output:
             self.process = subprocess.Popen(
-                command, cwd=ROOT, stdout=output, stderr=output, env=os.environ | {"WANDB_MODE": "offline", "OMP_NUM_THREADS": "1"}
+                command,
+                cwd=ROOT,
+                stdout=output,
+                stderr=output,
+                env=os.environ | {"WANDB_MODE": "offline", "OMP_NUM_THREADS": "1"},
             )
 
     def has_planned(self) -> bool:
