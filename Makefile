@@ -21,7 +21,7 @@ BENCH = $(if $(wildcard .venv-peers/.installed),.venv-peers,.venv)/bin/python
 	cluster-down test-peers lint bench bench-peers clean
 
 help: ## list the targets
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 demo: weights ## the main job on real weights: all offline layers measured, SAEs trained on two; tables and figures
 	.venv/bin/python -m sae_outliers.run -m 'model=$(MODELS)' experiment=init
@@ -60,8 +60,9 @@ wandb-sync: install ## upload the runs that went to W&B offline; needs internet 
 test: weights ## the tests, but for the slow ones
 	OMP_NUM_THREADS=1 $(PYTEST) -n auto --maxprocesses 4 --dist worksteal
 
-test-slow: weights ## the slow tests
+test-slow: weights .venv/.triton ## the slow tests, and those of the Triton kernels, by its interpreter where there is no GPU
 	$(PYTEST) -m slow
+	$(PYTEST) tests/test_triton_kernels.py
 
 # the cluster is stopped whatever comes of the tests, and their status is make's
 test-slurm: weights ## the tests on a real SLURM on this machine (root on Debian or Ubuntu; 10 min)
@@ -83,7 +84,7 @@ lint: install ## formatting, lint and types
 	.venv/bin/shellcheck -x .ci/run launch/cluster/*.sh
 	.venv/bin/mypy
 
-bench: install ## speed and memory as ratios to the encoder's product, beside the peers if they are there (10 min)
+bench: install ## speed and memory as ratios to the encoder's product, beside the peers if they are there (12 min)
 	$(BENCH) -m tests.benchmarks
 
 bench-peers: .venv-peers/.installed ## add the other SAE libraries, in an environment of their own
@@ -110,6 +111,10 @@ clean: ## remove the environments; results stay
 	mkdir -p $(CACHE)/emboss-test
 	cd $(CACHE)/emboss-test && { apt-get download -q emboss-test || { apt-get update -q && apt-get download -q emboss-test; } }
 	cd $(CACHE)/emboss-test && dpkg -x emboss-test_*.deb . && rm emboss-test_*.deb
+	@touch $@
+
+.venv/.triton: .venv/.installed
+	.venv/bin/python -m pip install -q -e '.[dev,triton]'
 	@touch $@
 
 .venv-peers/.installed: pyproject.toml conf/packages/peers.txt conf/packages/weights.txt | .venv/bin/python

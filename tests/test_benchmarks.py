@@ -56,6 +56,12 @@ def test_the_forward_pass_is_the_unit_of_extraction(written: Path) -> None:
     assert cases.gt(0).all(axis=None)
 
 
+def test_planning_and_aggregation_are_measured_over_every_model(written: Path) -> None:
+    commands = pd.read_csv(written / "whole_sweep.csv")
+    assert commands["runs"].tolist() == [19 * 24, 19 * 24]
+    assert commands[["seconds", "peak_mb"]].gt(0).all(axis=None)
+
+
 @pytest.mark.parametrize("name", ["death_at_init", "growth"])
 def test_time_and_memory_are_given_for_each_size(written: Path, name: str) -> None:
     rows = pd.read_csv(written / f"{name}.csv")

@@ -24,7 +24,7 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"
 
 with_triton = pytest.mark.skipif(
-    find_spec("triton") is None, reason="Triton is not installed: `pip install triton`, or torch for CUDA, brings it"
+    find_spec("triton") is None, reason="Triton is not installed: `make test-slow` brings it, or torch for CUDA"
 )
 launched_elsewhere = pytest.mark.skipif(DEVICE == "cuda" or INTERPRETED, reason="here the kernels themselves run")
 

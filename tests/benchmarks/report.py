@@ -20,6 +20,7 @@ WORDS = {
     "product_seconds": "product, s",
     "ratio": "× the product",
     "peak_extra_mb": "peak extra MB",
+    "peak_mb": "peak MB",
     "weights_mb": "weights MB",
     "gamma": "γ",
     "training_steps": "training steps",
@@ -50,6 +51,7 @@ def readme(plan: Plan, tables: Mapping[str, pd.DataFrame], machine: Mapping[str,
         _death(plan, tables["death_at_init"]),
         _growth(plan, tables["growth"]),
         _extraction(plan, tables["extraction"]),
+        _whole_sweep(tables["whole_sweep"]),
     )
     return "\n\n".join(paragraph for section in sections for paragraph in section if paragraph) + "\n"
 
@@ -120,6 +122,15 @@ def _extraction(plan: Plan, frame: pd.DataFrame) -> Iterator[str]:
         f"a forward pass without hooks; {plan.rounds} interleaved rounds."
     )
     yield markdown(with_range(frame).rename(columns={"ratio": "× the forward pass"}))
+
+
+def _whole_sweep(frame: pd.DataFrame) -> Iterator[str]:
+    yield "## A whole sweep"
+    yield (
+        "What happens on the login node, each command once, from its start to its end: layers of the paper's 19 models "
+        "under 24 conditions, planned, and aggregated from as many records with made-up figures."
+    )
+    yield markdown(frame)
 
 
 # --- tables for reading ----------------------------------------------------------------------------------
