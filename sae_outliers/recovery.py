@@ -4,7 +4,9 @@ Pure functions, but for what is read through `run_dir`. Deaths are in percent (0
 tokens; an empty cell is a figure that was not measured or is not defined.
 """
 
+import os
 from collections.abc import Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -71,8 +73,10 @@ def read_trained(records: pd.DataFrame) -> Trained:
     runs = runs.assign(_place=runs["condition"].map(order.index)).sort_values(
         ["model", "layer", "planted_gamma", "_place", "seed", "sae_seed"], na_position="first", ignore_index=True
     )
-    runs = runs.assign(features=pd.Series(list(map(read_features, runs["run_dir"])), index=runs.index, dtype=object))
-    curves = read_curves(runs)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # reading and sorting leave Python's lock
+        features = list(pool.map(read_features, runs["run_dir"]))
+        curves = read_curves(runs, pool)
+    runs = runs.assign(features=pd.Series(features, index=runs.index, dtype=object))
     return Trained(with_half_times(runs.drop(columns="_place"), curves), curves)
 
 
@@ -85,9 +89,10 @@ def condition_of(sae: str, revival: str, centering: str, fast_b_dec: bool = Fals
     return " + ".join(NAMES.get(part, part) for part in parts)
 
 
-def read_curves(runs: pd.DataFrame) -> pd.DataFrame:
+def read_curves(runs: pd.DataFrame, pool: Executor) -> pd.DataFrame:
     """The death curves of all runs that have theirs on disk, with who they belong to."""
-    found = {run_dir: curve for run_dir in runs["run_dir"] if (curve := _read(run_dir, "curves.parquet"))}
+    read = pool.map(lambda run_dir: _read(run_dir, "curves.parquet"), runs["run_dir"])
+    found = {run_dir: curve for run_dir, curve in zip(runs["run_dir"], read, strict=True) if curve}
     if not found:
         return pd.DataFrame()
     points = pa.concat_tables(found.values(), promote_options="permissive").to_pandas(ignore_metadata=True)
