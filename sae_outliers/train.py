@@ -60,7 +60,8 @@ class Trainer:
         """One optimiser step on x [batch_size, d_model]."""
         for group, lr in zip(self.optimizer.param_groups, self.lrs, strict=True):
             group["lr"] = lr * self.schedule()
-        self.sae.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.sae.W_enc.grad = None  # the optimiser knows only its rows
         output = self.sae.training_step(x)
         loss = output.loss + self.revival.loss(self.sae, x, output, self.dead())
         loss.backward()
