@@ -24,11 +24,12 @@ from hydra.core.config_store import ConfigStore
 from matplotlib.figure import Figure
 from omegaconf import DictConfig, OmegaConf
 
-from sae_outliers import figures, recovery, recovery_figures, tables
-from sae_outliers.records import Record, read_records
-from sae_outliers.recovery import Trained
-from sae_outliers.reference import in_published_domains, read_reference, read_trained_reference
-from sae_outliers.tables import Mix, Table
+from sae_outliers.analysis import figures, recovery, recovery_figures, tables
+from sae_outliers.analysis.recovery import Trained
+from sae_outliers.analysis.reference import in_published_domains, read_reference, read_trained_reference
+from sae_outliers.analysis.tables import Mix, Table
+from sae_outliers.paths import CONF
+from sae_outliers.results.record import Record, read_records
 
 
 @dataclass
@@ -53,7 +54,7 @@ class Inputs(NamedTuple):
 ConfigStore.instance().store(name="aggregate_schema", node=AggregateConfig)
 
 
-@hydra.main(version_base=None, config_path="../conf", config_name="aggregate")
+@hydra.main(version_base=None, config_path=str(CONF), config_name="aggregate")
 def main(config: AggregateConfig) -> None:
     try:
         inputs = read_inputs(config)

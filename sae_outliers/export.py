@@ -22,17 +22,17 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sae_outliers.centering import Affine
-from sae_outliers.files import write_json, written_whole
-from sae_outliers.sae.autoencoder import SparseAutoencoder
-from sae_outliers.sae.batchtopk import BatchTopK
-from sae_outliers.sae.folding import fold, load_sae
-from sae_outliers.sae.gated import Gated
-from sae_outliers.sae.groupmax import GroupMax
-from sae_outliers.sae.jumprelu import JumpReLU
-from sae_outliers.sae.matryoshka import Matryoshka
-from sae_outliers.sae.relu import ReLU
-from sae_outliers.sae.topk import TopK
+from sae_outliers.sae.architectures.batchtopk import BatchTopK
+from sae_outliers.sae.architectures.gated import Gated
+from sae_outliers.sae.architectures.groupmax import GroupMax
+from sae_outliers.sae.architectures.jumprelu import JumpReLU
+from sae_outliers.sae.architectures.matryoshka import Matryoshka
+from sae_outliers.sae.architectures.relu import ReLU
+from sae_outliers.sae.architectures.topk import TopK
+from sae_outliers.sae.base import SparseAutoencoder
+from sae_outliers.sae.io import fold, load_sae
+from sae_outliers.stats.centering import Affine
+from sae_outliers.utils.files import write_json, written_whole
 
 SAELENS_VERSION = "6.54.0"  # whose files these are; without a version from 6 on, SAELens takes them for older ones
 

@@ -21,9 +21,10 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from tabulate import tabulate
 
-from sae_outliers.manifest import Launched, Manifest, read_manifests
-from sae_outliers.pace import Pace, last_line, pace_of_extraction, pace_of_run, seconds_left
-from sae_outliers.states import STATES, Run, Sweeps, slurm_queue
+from sae_outliers.sweeps.manifest import Launched, Manifest, read_manifests
+from sae_outliers.sweeps.slurm.queue import slurm_queue
+from sae_outliers.sweeps.state import STATES, Run, Sweeps
+from sae_outliers.sweeps.throughput import Pace, last_line, pace_of_extraction, pace_of_run, seconds_left
 
 CLEAR = "\x1b[H\x1b[2J"
 SILENT = "squeue does not answer: jobs of SLURM's without a record and a held lock are counted as failed\n"

@@ -18,7 +18,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sae_outliers.states import is_locked
+from sae_outliers.utils.files import is_locked
 
 HEADER = 7  # bytes with which W&B's files begin
 AT_ONCE = 500  # paths in a command, whose length is limited

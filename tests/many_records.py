@@ -17,9 +17,9 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from sae_outliers import theory
-from sae_outliers.files import write_json
-from sae_outliers.records import Record, run_dir
+from sae_outliers.results.record import Record, run_dir
+from sae_outliers.stats import theory
+from sae_outliers.utils.files import write_json
 
 CONF = Path(__file__).parents[1] / "conf" / "model"
 STEPS, EVERY, BATCH = 2000, 50, 1024

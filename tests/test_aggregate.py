@@ -12,14 +12,14 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from sae_outliers import aggregate
-from sae_outliers.records import Record
-from sae_outliers.reference import (
+from sae_outliers.analysis.reference import (
     COLUMNS,
     TRAINED_COLUMNS,
     in_published_domains,
     read_reference,
     read_trained_reference,
 )
+from sae_outliers.results.record import Record
 from tests.test_recovery import make_curve, make_features, store_run
 from tests.test_tables import frame, make_record, many_layers, trained
 

@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 import torch
 
-from sae_outliers.centering import CENTERINGS, Affine
-from sae_outliers.preprocessing import postln
-from sae_outliers.sae.folding import fold, load_sae, save_sae
-from sae_outliers.severity import moments
+from sae_outliers.sae.io import fold, load_sae, save_sae
+from sae_outliers.stats.centering import CENTERINGS, Affine
+from sae_outliers.stats.moments import moments
+from sae_outliers.stats.preprocessing import postln
 from tests.test_sae import TYPES, trained_like
 
 D = 24

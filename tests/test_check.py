@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from sae_outliers.activations.extract import store_dir
-from sae_outliers.built import built
-from sae_outliers.check import check_model
+from sae_outliers.runs.smoke_test import check_model
+from sae_outliers.utils.instantiate import built
 from tests.conftest import Run, composed
 
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from sae_outliers.data.distinct import digest, distinct
-from sae_outliers.data.streams import matching_files, shuffled, some
+from sae_outliers.data.base import matching_files, shuffled, some
+from sae_outliers.data.dedup import digest, distinct
 
 
 def endless() -> Iterator[int]:

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sae_outliers.data.streams import matching_files
+from sae_outliers.data.base import matching_files
 from sae_outliers.data.text_files import KINDS, TextFiles, joined
 
 PARAGRAPHS = [f"Paragraph {i} begins\nand goes on {'word ' * (i % 9)}" for i in range(60)]

@@ -16,19 +16,19 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor
 
-from sae_outliers.centering import CENTERINGS, Affine
 from sae_outliers.export import export, main, reading
-from sae_outliers.preprocessing import PREPROCESSINGS
-from sae_outliers.sae.autoencoder import SparseAutoencoder
-from sae_outliers.sae.batchtopk import BatchTopK
-from sae_outliers.sae.folding import save_sae
-from sae_outliers.sae.gated import Gated
-from sae_outliers.sae.groupmax import GroupMax
-from sae_outliers.sae.jumprelu import JumpReLU
-from sae_outliers.sae.matryoshka import Matryoshka
-from sae_outliers.sae.relu import ReLU
-from sae_outliers.sae.topk import TopK
-from sae_outliers.severity import moments
+from sae_outliers.sae.architectures.batchtopk import BatchTopK
+from sae_outliers.sae.architectures.gated import Gated
+from sae_outliers.sae.architectures.groupmax import GroupMax
+from sae_outliers.sae.architectures.jumprelu import JumpReLU
+from sae_outliers.sae.architectures.matryoshka import Matryoshka
+from sae_outliers.sae.architectures.relu import ReLU
+from sae_outliers.sae.architectures.topk import TopK
+from sae_outliers.sae.base import SparseAutoencoder
+from sae_outliers.sae.io import save_sae
+from sae_outliers.stats.centering import CENTERINGS, Affine
+from sae_outliers.stats.moments import moments
+from sae_outliers.stats.preprocessing import PREPROCESSINGS
 
 ROOT = Path(__file__).parents[1]
 D, N, K = 24, 200, 8

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from sae_outliers.fates import Fate, FateCounter, alignment
+from sae_outliers.sae.dead_features import Fate, FateCounter, alignment
 
 
 def test_fates_agree_with_a_loop_over_tokens() -> None:

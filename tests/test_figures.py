@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from scipy.stats import norm
 
-from sae_outliers import figures
+from sae_outliers.analysis import figures
 from tests.test_tables import frame, make_record, many_layers
 
 pytestmark = pytest.mark.filterwarnings("error")  # a layout that fails only warns

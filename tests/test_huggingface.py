@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from sae_outliers.activations.capture import capture
 from sae_outliers.models.backbone import Backbone
-from sae_outliers.models.huggingface import load
+from sae_outliers.models.transformers.auto import load
 
 WORDS = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", *"ABCDEFGHIJ"]
 ALPHABET = " ".join("ABCDEFGHIJ")

@@ -7,9 +7,9 @@ import torch
 
 from sae_outliers.activations.store import BEGINS, SPECIAL
 from sae_outliers.config import RunConfig, expand
-from sae_outliers.in_stream import measure_in_stream, up_to
-from sae_outliers.records import read_records
+from sae_outliers.results.record import read_records
 from sae_outliers.run import run
+from sae_outliers.runs.streaming import measure_in_stream, up_to
 from tests.conftest import Run, composed
 
 SIZE = ["train=none", "n_eval=1500", "sae.n_features=256", "sae.k=8", "tracker=none"]

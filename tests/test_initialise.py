@@ -5,9 +5,9 @@ import torch
 from torch import Tensor
 
 from sae_outliers.config import InitConfig
-from sae_outliers.initialise import initialise
-from sae_outliers.sae.topk import TopK
-from sae_outliers.severity import moments
+from sae_outliers.sae.architectures.topk import TopK
+from sae_outliers.sae.initialization import initialise
+from sae_outliers.stats.moments import moments
 
 D, RANK = 16, 5
 

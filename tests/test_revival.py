@@ -5,7 +5,10 @@ import torch
 from torch import Tensor
 
 from sae_outliers.config import TrainConfig
-from sae_outliers.revival import (
+from sae_outliers.sae.architectures.jumprelu import JumpReLU
+from sae_outliers.sae.architectures.topk import TopK
+from sae_outliers.sae.base import SparseAutoencoder, StepOutput
+from sae_outliers.training.revival import (
     AuxK,
     GhostGrads,
     PreactLoss,
@@ -15,10 +18,7 @@ from sae_outliers.revival import (
     reconstruct_densely,
     reconstruct_sparsely,
 )
-from sae_outliers.sae.autoencoder import SparseAutoencoder, StepOutput
-from sae_outliers.sae.jumprelu import JumpReLU
-from sae_outliers.sae.topk import TopK
-from sae_outliers.train import Trainer
+from sae_outliers.training.trainer import Trainer
 from tests.test_sae import trained_like
 
 DEAD = torch.tensor([1, 4, 9, 20, 30])

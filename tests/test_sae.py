@@ -5,14 +5,14 @@ import torch
 from scipy.stats import norm
 from torch import Tensor
 
-from sae_outliers.sae.autoencoder import SparseAutoencoder
-from sae_outliers.sae.batchtopk import BatchTopK
-from sae_outliers.sae.gated import Gated
-from sae_outliers.sae.groupmax import GroupMax
-from sae_outliers.sae.jumprelu import JumpReLU
-from sae_outliers.sae.matryoshka import Matryoshka
-from sae_outliers.sae.relu import ReLU
-from sae_outliers.sae.topk import TopK
+from sae_outliers.sae.architectures.batchtopk import BatchTopK
+from sae_outliers.sae.architectures.gated import Gated
+from sae_outliers.sae.architectures.groupmax import GroupMax
+from sae_outliers.sae.architectures.jumprelu import JumpReLU
+from sae_outliers.sae.architectures.matryoshka import Matryoshka
+from sae_outliers.sae.architectures.relu import ReLU
+from sae_outliers.sae.architectures.topk import TopK
+from sae_outliers.sae.base import SparseAutoencoder
 
 TYPES: dict[str, Callable[..., SparseAutoencoder]] = {
     "topk": TopK,

@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 from scipy.stats import mannwhitneyu, rankdata
 
-from sae_outliers import aggregate, figures, recovery, tables
+from sae_outliers import aggregate
+from sae_outliers.analysis import figures, recovery, tables
 from tests.many_records import CONDITIONS, layers, write_sweep
 from tests.test_figures import curves
 

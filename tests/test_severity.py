@@ -4,7 +4,7 @@ import torch
 from scipy.optimize import minimize
 from scipy.stats import entropy
 
-from sae_outliers.severity import effective_rank, geometric_median, moments, outlier_dims
+from sae_outliers.stats.moments import effective_rank, geometric_median, moments, outlier_dims
 
 
 def outlier_tokens(gamma: float, n: int = 3000, d: int = 16) -> torch.Tensor:

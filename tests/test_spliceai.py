@@ -7,7 +7,7 @@ import torch
 
 from sae_outliers.data import dna
 from sae_outliers.models import spliceai
-from sae_outliers.packages import package_folder
+from sae_outliers.utils.package_cache import package_folder
 
 needs_package = pytest.mark.skipif(find_spec("spliceai") is None, reason="spliceai is not installed")
 
@@ -76,7 +76,7 @@ def test_blocks_are_the_residual_units() -> None:
 
 
 def test_a_missing_package_names_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sae_outliers.packages.find_spec", lambda module: None)
+    monkeypatch.setattr("sae_outliers.utils.package_cache.find_spec", lambda module: None)
     with pytest.raises(ModuleNotFoundError, match="spliceai is not installed: run `make weights SPLICEAI=yes`"):
         spliceai.load()
 

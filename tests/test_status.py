@@ -15,10 +15,12 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from sae_outliers import pace, progress, states
-from sae_outliers.manifest import Launched, Manifest, read_manifests, write_manifest
-from sae_outliers.metrics import MetricsFile
+from sae_outliers.results.curves import MetricsFile
 from sae_outliers.status import duration, status, to_retry
+from sae_outliers.sweeps import state as states
+from sae_outliers.sweeps import throughput as pace
+from sae_outliers.sweeps.manifest import Launched, Manifest, read_manifests, write_manifest
+from sae_outliers.utils import progress
 from tests.conftest import ROOT
 
 STORE = "activations/minilm-0a"

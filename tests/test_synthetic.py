@@ -3,8 +3,8 @@ import torch
 
 from sae_outliers.activations.capture import capture
 from sae_outliers.data.synthetic import Numbers
-from sae_outliers.models.synthetic import load
-from sae_outliers.severity import moments
+from sae_outliers.models.other.synthetic import load
+from sae_outliers.stats.moments import moments
 
 SIZES = {"d_model": 64, "n_directions": 256, "active": 8, "outlier_dims": 2, "positions": 128}
 

@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 from scipy.stats import norm, spearmanr
 
-from sae_outliers import tables
-from sae_outliers.records import Record
-from sae_outliers.tables import Table
+from sae_outliers.analysis import tables
+from sae_outliers.analysis.tables import Table
+from sae_outliers.results.record import Record
 
 # what a record says of a field that a test does not set
 BLANK: dict[Any, Any] = {

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from sae_outliers import theory
-from sae_outliers.fates import FateCounter
+from sae_outliers.sae.dead_features import FateCounter
+from sae_outliers.stats import theory
 
 N_EVAL, N_FEATURES, K = 2000, 4096, 32
 

@@ -10,7 +10,7 @@ from torch import nn
 from sae_outliers.data.images import packaged_photographs
 from sae_outliers.models import timm_vision, vision_weights
 from sae_outliers.models.backbone import Backbone, Batch
-from sae_outliers.packages import cache_folder, converted, package_folder
+from sae_outliers.utils.package_cache import cache_folder, converted, package_folder
 from tests.conftest import needs
 
 import timm  # isort: skip  # importable beside a CPU torch only after sae_outliers.models

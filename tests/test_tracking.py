@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from sae_outliers.tracking import start_tracker, wandb_mode
+from sae_outliers.tracking.trackers import start_tracker, wandb_mode
 from tests.conftest import Run
 
 WANDB = Path(sys.executable).with_name("wandb")

@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from sae_outliers.config import TrainConfig
-from sae_outliers.metrics import MetricsFile, Point
-from sae_outliers.revival import AuxK, GhostGrads, PreactLoss, Resample
-from sae_outliers.sae.batchtopk import BatchTopK
-from sae_outliers.sae.jumprelu import JumpReLU
-from sae_outliers.sae.relu import ReLU
-from sae_outliers.sae.topk import TopK
-from sae_outliers.train import Member, Trainer, train
+from sae_outliers.results.curves import MetricsFile, Point
+from sae_outliers.sae.architectures.batchtopk import BatchTopK
+from sae_outliers.sae.architectures.jumprelu import JumpReLU
+from sae_outliers.sae.architectures.relu import ReLU
+from sae_outliers.sae.architectures.topk import TopK
+from sae_outliers.training.revival import AuxK, GhostGrads, PreactLoss, Resample
+from sae_outliers.training.trainer import Member, Trainer, train
 
 CFG = TrainConfig(
     steps=40, batch_size=64, n_tokens=0, lr=1e-2, warmup_steps=10, decay_from=0.5, eval_every=10, checkpoint_every=15,

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from sae_outliers.config import expand
-from sae_outliers.device import resolve_device
-from sae_outliers.validation import validate
+from sae_outliers.runs.validation import validate
+from sae_outliers.utils.device import resolve_device
 from tests.conftest import composed
 
 

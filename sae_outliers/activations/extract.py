@@ -13,14 +13,14 @@ from omegaconf import OmegaConf
 
 from sae_outliers.activations.store import LayerFiles
 from sae_outliers.activations.stream import Captured, batches, stream
-from sae_outliers.built import built
 from sae_outliers.config import RunConfig
-from sae_outliers.device import resolve_device
-from sae_outliers.files import digest, stamps, write_json
 from sae_outliers.models.backbone import Backbone
-from sae_outliers.preemption import held_back
-from sae_outliers.progress import Progress
-from sae_outliers.provenance import peak_memory_mb
+from sae_outliers.utils.device import resolve_device
+from sae_outliers.utils.files import digest, stamps, write_json
+from sae_outliers.utils.instantiate import built
+from sae_outliers.utils.preemption import held_back
+from sae_outliers.utils.progress import Progress
+from sae_outliers.utils.provenance import peak_memory_mb
 
 log = logging.getLogger(__name__)
 

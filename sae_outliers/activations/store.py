@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sae_outliers.files import write_json
+from sae_outliers.utils.files import write_json
 
 SPECIAL, BEGINS = 1, 2  # flags of a row: BOS, CLS and the like; the first row of its document
 ROWS_AT_ONCE = 1 << 20  # flags read at a time while counting tokens

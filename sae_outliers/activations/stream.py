@@ -8,11 +8,11 @@ from torch import Tensor
 
 from sae_outliers.activations.capture import capture
 from sae_outliers.activations.store import BEGINS, SPECIAL
-from sae_outliers.built import built
 from sae_outliers.config import RunConfig
-from sae_outliers.data.distinct import distinct
-from sae_outliers.device import memory_gb
+from sae_outliers.data.dedup import distinct
 from sae_outliers.models.backbone import Backbone, Batch
+from sae_outliers.utils.device import memory_gb
+from sae_outliers.utils.instantiate import built
 
 ITEMS_WITHOUT_GPU = 8
 

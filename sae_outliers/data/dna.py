@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sae_outliers.packages import cache_folder
+from sae_outliers.utils.package_cache import cache_folder
 
 HUM1 = "usr/share/EMBOSS/test/embl/hum1.dat"
 

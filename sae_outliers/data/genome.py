@@ -5,9 +5,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
+from sae_outliers.data.base import matching_files, shuffled, some
 from sae_outliers.data.fasta import read_fasta
 from sae_outliers.data.hub import HubRows
-from sae_outliers.data.streams import matching_files, shuffled, some
 
 SUFFIXES = (".fa", ".fasta", ".fna")
 AMBIGUOUS = b"RYSWKMBDHVN"  # the letters for more than one base

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sae_outliers.data.streams import some
+from sae_outliers.data.base import some
 
 log = logging.getLogger(__name__)
 

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from sae_outliers.data.base import some
 from sae_outliers.data.hub import HubColumn
-from sae_outliers.data.streams import some
-from sae_outliers.packages import package_folder
+from sae_outliers.utils.package_cache import package_folder
 
 log = logging.getLogger(__name__)
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sae_outliers.data.distinct import distinct
+from sae_outliers.data.base import matching_files, shuffled, some
+from sae_outliers.data.dedup import distinct
 from sae_outliers.data.fasta import read_fasta
 from sae_outliers.data.hub import HubColumn
-from sae_outliers.data.streams import matching_files, shuffled, some
-from sae_outliers.packages import package_folder
+from sae_outliers.utils.package_cache import package_folder
 
 SUFFIXES = (".fa", ".faa", ".fasta")
 NO_RESIDUES = str.maketrans("", "", "-.*")  # gaps of alignments, and stop codons

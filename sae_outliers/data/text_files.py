@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sae_outliers.data.streams import matching_files, shuffled, some
+from sae_outliers.data.base import matching_files, shuffled, some
 
 KINDS = {".txt": "text", ".text": "text", ".md": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 

@@ -1,13 +1,14 @@
 """python -m sae_outliers.models: the models that conf/model/ holds, and whether what loads them is installed."""
 
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import yaml
 from tabulate import tabulate
 
-CONF = Path(__file__).parents[2] / "conf" / "model"
+from sae_outliers import paths
+
+CONF = paths.CONF / "model"
 DOMAINS = ("language", "genomic", "protein", "vision")
 INSTALL = {
     "esm": "make esm",

@@ -13,7 +13,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from sae_outliers.packages import cache_folder, distribution_version, package_folder
+from sae_outliers.utils.package_cache import cache_folder, distribution_version, package_folder
 
 Convert = Callable[[Path, Path], None]  # writes the second folder from the package in the first
 

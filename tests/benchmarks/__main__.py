@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-from sae_outliers.device import resolve_device
+from sae_outliers.utils.device import resolve_device
 from tests.benchmarks import extraction, growth, machine, race, report, selection, whole_sweep
 from tests.benchmarks.plan import QUICK, Plan
 

@@ -10,7 +10,7 @@ import torch
 from sae_outliers.activations.extract import Shards, load_backbone
 from sae_outliers.activations.store import LayerFiles
 from sae_outliers.activations.stream import batches, stream
-from sae_outliers.layers import layers_of
+from sae_outliers.models.layer_spec import layers_of
 from tests.benchmarks.plan import Plan
 from tests.benchmarks.timing import interleaved
 from tests.conftest import composed

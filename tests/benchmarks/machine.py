@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from sae_outliers.provenance import git_commit
+from sae_outliers.utils.provenance import git_commit
 from tests.benchmarks.peers import PEERS
 
 

@@ -6,13 +6,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from sae_outliers.centering import Affine
 from sae_outliers.config import TrainConfig
-from sae_outliers.evaluate import count_fates, new_counter
-from sae_outliers.revival import AuxK
-from sae_outliers.sae.autoencoder import StepOutput
-from sae_outliers.sae.topk import TopK
-from sae_outliers.train import Trainer
+from sae_outliers.sae.architectures.topk import TopK
+from sae_outliers.sae.base import StepOutput
+from sae_outliers.sae.evaluation import count_fates, new_counter
+from sae_outliers.stats.centering import Affine
+from sae_outliers.training.revival import AuxK
+from sae_outliers.training.trainer import Trainer
 from tests.benchmarks.plan import Size
 from tests.benchmarks.timing import Case
 

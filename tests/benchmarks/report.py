@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from sae_outliers.files import written_whole
+from sae_outliers.utils.files import written_whole
 from tests.benchmarks import peers
 from tests.benchmarks.figure import growth
 from tests.benchmarks.fresh import DEATH, TRAINING

@@ -6,8 +6,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from sae_outliers.evaluate import compare_selection
-from sae_outliers.sae.topk import TopK
+from sae_outliers.sae.architectures.topk import TopK
+from sae_outliers.sae.evaluation import compare_selection
 from tests.benchmarks import ours
 from tests.benchmarks.data import Activations
 from tests.benchmarks.plan import Plan

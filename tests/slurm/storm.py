@@ -6,8 +6,8 @@ from pathlib import Path
 
 from safetensors import safe_open
 
-from sae_outliers.job import CHECKPOINT
-from sae_outliers.manifest import Launched, read_manifests
+from sae_outliers.runs.job import CHECKPOINT
+from sae_outliers.sweeps.manifest import Launched, read_manifests
 from tests.slurm.cluster import field_of, is_running, lose_node, queued, slurm, states_of, wait_for
 from tests.slurm.conftest import Start
 

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from safetensors.torch import load_file
 
-from sae_outliers.records import read_records
+from sae_outliers.results.record import read_records
 from tests.conftest import ROOT
 from tests.slurm.conftest import Start
 from tests.slurm.storm import SWEEPS, Storm

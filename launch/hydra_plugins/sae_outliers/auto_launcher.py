@@ -26,7 +26,7 @@ class AutoLauncher(Launcher):
         from hydra_plugins.sae_outliers.local_launcher import LocalLauncher
         from hydra_plugins.sae_outliers.slurm_launcher import SlurmLauncher
 
-        from sae_outliers.cluster.site import said
+        from sae_outliers.sweeps.slurm.profile import said
 
         if shutil.which("sbatch") is None:
             print("local processes: there is no sbatch on the path", flush=True)

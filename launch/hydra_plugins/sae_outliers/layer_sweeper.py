@@ -15,10 +15,10 @@ from omegaconf import DictConfig
 if TYPE_CHECKING:
     from hydra_plugins.sae_outliers.combinations import Combinations
 
-    from sae_outliers.cluster.under_way import UnderWay
     from sae_outliers.config import RunConfig
-    from sae_outliers.ledger import Ledger
-    from sae_outliers.sweep import Plan, Task
+    from sae_outliers.sweeps.ledger import Ledger
+    from sae_outliers.sweeps.plan import Plan, Task
+    from sae_outliers.sweeps.slurm.in_flight import UnderWay
 
 
 @dataclass
@@ -70,8 +70,8 @@ class LayerSweeper(Sweeper):
     def _see_to_the_end(self, planned: "Plan", cfg: "RunConfig", ledger: "Ledger", failures: "dict[Task, str]") -> None:
         from hydra_plugins.sae_outliers.phases import launch_in_phases
 
-        from sae_outliers.cluster.waiting import outcome
-        from sae_outliers.sweep import summarise
+        from sae_outliers.sweeps.plan import summarise
+        from sae_outliers.sweeps.slurm.wait import outcome
 
         if self.on_slurm and not cfg.wait:
             print(f"python -m sae_outliers.status results_dir={cfg.results_dir} shows how the jobs do", flush=True)
@@ -101,7 +101,7 @@ class LayerSweeper(Sweeper):
         return FileLock(folder / ".lock")
 
     def _others(self, cfg: "RunConfig") -> "UnderWay":
-        from sae_outliers.cluster.under_way import UnderWay, under_way
+        from sae_outliers.sweeps.slurm.in_flight import UnderWay, under_way
 
         try:
             return under_way(Path(cfg.results_dir))
@@ -111,7 +111,7 @@ class LayerSweeper(Sweeper):
             return UnderWay()  # runs' locks keep local processes off those of SLURM's
 
     def _planned(self, combinations: "Combinations", others: "UnderWay") -> "Plan":
-        from sae_outliers.sweep import plan
+        from sae_outliers.sweeps.plan import plan
 
         planned = plan(combinations.composed(), others.runs)
         elsewhere = f", {planned.elsewhere} under way in other sweeps" if planned.elsewhere else ""
@@ -119,14 +119,14 @@ class LayerSweeper(Sweeper):
         return planned
 
     def _describe(self, planned: "Plan", cfg: "RunConfig") -> None:
-        from sae_outliers.cluster.dry_run import describe
+        from sae_outliers.sweeps.slurm.dry_run import describe
 
         print(describe(planned, cfg, self.folder.absolute(), self.on_slurm), flush=True)
 
     def _recorded(self, planned: "Plan", cfg: "RunConfig", arguments: list[str]) -> "Ledger":
-        from sae_outliers.ledger import Ledger
-        from sae_outliers.manifest import Manifest
-        from sae_outliers.provenance import git_commit
+        from sae_outliers.sweeps.ledger import Ledger
+        from sae_outliers.sweeps.manifest import Manifest
+        from sae_outliers.utils.provenance import git_commit
 
         hydra = [o for o in self.config.hydra.overrides.hydra if not o.startswith("hydra.mode=")]
         manifest = Manifest(

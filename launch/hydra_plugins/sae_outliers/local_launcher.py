@@ -60,7 +60,7 @@ class LocalLauncher(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run all jobs; a failed one does not stop the others. Ctrl-C stops those that run, then this process."""
-        from sae_outliers.progress import Progress
+        from sae_outliers.utils.progress import Progress
 
         setup_globals()
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
@@ -98,7 +98,7 @@ class LocalLauncher(Launcher):
 
 def _start(index: int, slot: int, workers: int, job: bytes) -> Running:
     context = get_context("forkserver")
-    context.set_forkserver_preload(["sae_outliers.side_by_side", "sae_outliers.run"])
+    context.set_forkserver_preload(["sae_outliers.runs.layer", "sae_outliers.run"])
     receiver, sender = context.Pipe(duplex=False)
     threads = threads_each(workers)
     with _not_main():

@@ -1,12 +1,12 @@
 """Makes `model=hf`, `timm` and `dump` known: they stand in conf/own/model/, where `glob(*)` does not look."""
 
-from pathlib import Path
-
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 
+from sae_outliers.paths import CONF
+
 PROVIDER = "own models"
-CONF_OWN = Path(__file__).parents[3] / "conf" / "own"
+CONF_OWN = CONF / "own"
 
 
 class OwnModels(SearchPathPlugin):

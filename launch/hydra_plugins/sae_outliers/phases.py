@@ -7,7 +7,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 
 if TYPE_CHECKING:
-    from sae_outliers.sweep import Plan, Task
+    from sae_outliers.sweeps.plan import Plan, Task
 
 
 def launch_in_phases(launcher: Launcher, planned: "Plan") -> "dict[Task, str]":

@@ -17,10 +17,10 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 if TYPE_CHECKING:
-    from sae_outliers.cluster.under_way import UnderWay
     from sae_outliers.config import RunConfig
-    from sae_outliers.ledger import Ledger
-    from sae_outliers.sweep import Plan, Task
+    from sae_outliers.sweeps.ledger import Ledger
+    from sae_outliers.sweeps.plan import Plan, Task
+    from sae_outliers.sweeps.slurm.in_flight import UnderWay
 
 SECONDS_UNWRITTEN = 5.0  # jobs of so long a time would be unknown after a kill; their runs' locks still keep others off
 
@@ -50,10 +50,10 @@ class SlurmLauncher(Launcher):
         Raises:
             ValueError: there is no sbatch, or the site's profile cannot be used.
         """
-        from sae_outliers.cluster.batches import batches_of
-        from sae_outliers.cluster.site import load_site
-        from sae_outliers.cluster.snapshot import take_snapshot
-        from sae_outliers.cluster.submission import Submission, keep_activations_in
+        from sae_outliers.sweeps.slurm.arrays import batches_of
+        from sae_outliers.sweeps.slurm.profile import load_site
+        from sae_outliers.sweeps.slurm.submit import Submission, keep_activations_in
+        from sae_outliers.sweeps.snapshot import take_snapshot
 
         if shutil.which("sbatch") is None:
             raise ValueError("hydra/launcher=slurm: there is no sbatch on the path; dry_run=true needs none")

@@ -1,0 +1,108 @@
+"""The authors' published tables (the user's own copies), in the columns of the records and of `recovery`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from sae_outliers.results.record import SCHEMA_VERSION
+from sae_outliers.stats.theory import dead_by_relu, dead_by_topk, dead_by_topk_small_gamma
+
+# The settings of arXiv 2605.31518, which the published file does not repeat; the seeds are not stated.
+SETTINGS: dict[str, Any] = {
+    "preprocessing": "postln",
+    "special_tokens": None,
+    "n_eval": 100_000,
+    "n_features": 8192,
+    "k": 64,
+    "seed": None,
+    "sae_seed": None,
+    "init": "random",
+    "init_b_dec": "zeros",
+    "planted_gamma": None,
+    "train_steps": 0,
+    "sae": "topk",
+    "revival": "none",
+    "schema_version": SCHEMA_VERSION,
+}
+COLUMNS = (
+    "model",
+    "layer",
+    "hidden_dim",
+    "gamma",
+    "gamma_raw",
+    "effective_rank",
+    "dead_pct_init_topk",
+    "dead_pct_init_relu",
+    "dead_pct_init_centered",
+    "domain",
+)
+TRAINED = {"baseline": "TopK", "auxk": "+ AuxK", "centered": "+ centering"}  # published name -> that of `recovery`
+TRAINED_COLUMNS = {
+    f"dead_pct_{published}_{condition}": f"{name} {when}"
+    for condition, name in TRAINED.items()
+    for published, when in {"init": "init", "final": "end"}.items()
+}
+
+
+def read_reference(path: Path) -> pd.DataFrame:
+    """The published rows in the columns of the records, one for centering=off and one for centering=on each.
+
+    Raises:
+        ValueError: the file is absent, is no table, lacks columns or rows, or has a cell that is no number (named).
+    """
+    published = _checked(path, COLUMNS)
+    last = published.groupby("model")["layer"].transform("max")
+    rows = published.assign(**SETTINGS, last_layer=last, d_model=published["hidden_dim"], **_theory(published["gamma"]))
+    centered = rows.assign(
+        centering="on", dead_pct_init_topk=rows["dead_pct_init_centered"], dead_pct_init_relu=float("nan")
+    )
+    return pd.concat([rows.assign(centering="off"), centered], ignore_index=True)
+
+
+def read_trained_reference(path: Path) -> pd.DataFrame:
+    """The published trained SAEs, a row per layer with the columns `TopK init`, `TopK end`, ... of `recovery`.
+
+    Raises:
+        ValueError: as for `read_reference`.
+    """
+    columns = ["domain", "model", "layer", *TRAINED_COLUMNS]
+    return _checked(path, columns)[columns].rename(columns=TRAINED_COLUMNS)
+
+
+def _checked(path: Path, columns: Sequence[str]) -> pd.DataFrame:
+    try:
+        published = pd.read_csv(path)
+    except (OSError, ValueError) as error:  # pandas' ParserError and EmptyDataError are ValueErrors
+        raise ValueError(f"The reference {path} cannot be read as a CSV file ({error})") from error
+    missing = [column for column in columns if column not in published]
+    if missing:
+        raise ValueError(f"The reference {path} lacks the column(s) {', '.join(missing)}")
+    if published.empty:
+        raise ValueError(f"The reference {path} has no rows")
+    named = [column for column in columns if column not in ("model", "domain")]
+    numbers = published[named].apply(pd.to_numeric, errors="coerce")
+    wrong = numbers.columns[numbers.isna().any()]
+    if len(wrong):
+        raise ValueError(f"The reference {path} has cells that are not numbers in {', '.join(wrong)}")
+    return published.assign(**{column: numbers[column] for column in named})
+
+
+def _theory(gamma: pd.Series) -> dict[str, Any]:
+    sizes = (SETTINGS["n_eval"], SETTINGS["n_features"], SETTINGS["k"])
+    return {
+        "theory_pct_topk": 100 * dead_by_topk(gamma, *sizes),
+        "theory_pct_topk_small_gamma": 100 * dead_by_topk_small_gamma(gamma, *sizes),
+        "theory_pct_relu": 100 * dead_by_relu(gamma, sizes[0]),
+    }
+
+
+def in_published_domains(own: pd.DataFrame, published: pd.DataFrame) -> pd.DataFrame:
+    """`own` with each model in the domain that the published table gives it.
+
+    The published table files gLM2 under language, and protein and genomic models under biology.
+    """
+    theirs = published.drop_duplicates("model").set_index("model")["domain"]
+    merged = dict.fromkeys(("protein", "genomic"), "biology") if "biology" in set(theirs) else {}
+    return own.assign(domain=own["model"].map(theirs).fillna(own["domain"].replace(merged)))

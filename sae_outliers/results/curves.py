@@ -1,0 +1,45 @@
+"""Curves: `metrics.jsonl` in the run's folder is the truth, the tracker its mirror."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+
+from sae_outliers.utils.files import written_whole
+
+Point = dict[str, float | int | None]
+
+
+class MetricsFile:
+    """One JSON object a line, in the order of the steps; `mirror` is shown each new point."""
+
+    def __init__(self, path: Path, mirror: Callable[[Point], None]) -> None:
+        self.path, self._mirror = path, mirror
+
+    def write(self, point: Point) -> None:
+        with self.path.open("a") as file:
+            file.write(json.dumps(point, allow_nan=False) + "\n")
+        self._mirror(point)
+
+    def points(self) -> list[Point]:
+        """All whole lines; a line that a killed process left unfinished is not one."""
+        if not self.path.exists():
+            return []
+        lines = self.path.read_text().splitlines(keepends=True)
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+
+    def drop_from(self, step: int) -> None:
+        """Forget the points at `step` and after: a resumed run writes them again. The mirror is shown the others.
+
+        For W&B's offline file of a killed process may be empty; that of its successor has the whole curve.
+        """
+        kept = [point for point in self.points() if (point["step"] or 0) < step]
+        with written_whole(self.path) as beside:
+            beside.write_text("".join(json.dumps(point) + "\n" for point in kept))
+        for point in kept:
+            self._mirror(point)
+
+    def curves(self) -> pd.DataFrame:
+        """The points as float columns (NaN: not measured), except `step` and `tokens`."""
+        return pd.DataFrame(self.points()).astype(float).astype({"step": int, "tokens": int})

@@ -1,0 +1,25 @@
+"""GroupMax SAE (EleutherAI's sparsify): of each of k groups of neighbouring features, the largest pre-activation."""
+
+import torch
+from torch import Tensor
+
+from sae_outliers.sae.architectures.topk import sparse_step
+from sae_outliers.sae.base import SparseAutoencoder, StepOutput
+from sae_outliers.sae.kernels import choose_group_max
+
+
+class GroupMax(SparseAutoencoder):
+    """Raises ValueError unless k divides n_features."""
+
+    def __init__(self, d_model: int, n_features: int, k: int, scale: float = 1.0, seed: int = 0) -> None:
+        super().__init__(d_model, n_features, k, scale, seed)
+        if n_features % k:
+            raise ValueError(f"sae.k={k} groups do not divide sae.n_features={n_features}: choose a divisor")
+
+    def features(self, pre: Tensor) -> Tensor:
+        groups = pre.view(len(pre), self.k, -1)
+        values, places = groups.max(2, keepdim=True)
+        return torch.zeros_like(groups).scatter_(2, places, values.relu()).view_as(pre)
+
+    def training_step(self, x: Tensor) -> StepOutput:
+        return sparse_step(self, x, choose_group_max(x - self.b_dec, self.W_enc, self.b_enc, self.k))

@@ -1,0 +1,59 @@
+"""TopK SAE (Gao et al. 2024): the k largest positive pre-activations of each token are its features."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sae_outliers.sae.base import SparseAutoencoder, StepOutput
+from sae_outliers.sae.kernels import PRECISIONS, Code, choose_topk, decode, largest, rows_of_k, with_gradient
+
+
+class TopK(SparseAutoencoder):
+    """`precision=bf16_select` lets a product in bfloat16 name the candidates in training; see `kernels.choose_topk`.
+
+    Raises:
+        ValueError: an unknown precision.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        n_features: int,
+        k: int,
+        scale: float = 1.0,
+        seed: int = 0,
+        precision: str = "float32",
+    ) -> None:
+        super().__init__(d_model, n_features, k, scale, seed)
+        if precision not in PRECISIONS:
+            raise ValueError(f"precision={precision} does not exist: use one of {', '.join(PRECISIONS)}")
+        self.precision = precision
+
+    def options(self) -> dict[str, Any]:
+        return super().options() | {"precision": self.precision}
+
+    def features(self, pre: Tensor) -> Tensor:
+        values, indices = largest(pre, self.k)
+        return torch.zeros_like(pre).scatter_(1, indices, values.relu())
+
+    def reconstruct(self, pre: Tensor) -> tuple[Tensor, Tensor]:
+        values, indices = largest(pre, self.k)
+        code = rows_of_k(values.relu(), indices)
+        active = torch.bincount(code.indices[code.values > 0], minlength=self.n_features)
+        return decode(code, self.W_dec) + self.b_dec, active
+
+    def choose(self, x: Tensor) -> Code:
+        """The k largest pre-activations of each token of x [tokens, d_model]."""
+        return choose_topk(x - self.b_dec, self.W_enc, self.b_enc, self.k, self.precision)
+
+    def training_step(self, x: Tensor) -> StepOutput:
+        return sparse_step(self, x, self.choose(x))
+
+
+def sparse_step(sae: SparseAutoencoder, x: Tensor, chosen: Code) -> StepOutput:
+    """The step of every type whose features are the chosen pre-activations where they are positive."""
+    code = with_gradient(chosen, x, sae.W_enc, sae.b_enc, sae.b_dec)
+    code = code._replace(values=code.values.relu())
+    residual = x - sae.b_dec - decode(code, sae.W_dec)
+    return StepOutput(sae.squared_error(residual), code.fired(sae.n_features), residual.detach())

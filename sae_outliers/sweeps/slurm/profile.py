@@ -1,0 +1,113 @@
+"""A site's profile, launch/slurm/<site>.yaml: what its cluster has and how it is asked for it."""
+
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from sae_outliers.paths import SITES
+from sae_outliers.sweeps.cost import Cost
+
+ANSWERS_WITHIN = 5  # seconds
+LARGEST_ARRAY = 1000  # whatever the cluster allows: an array's scripts and pickles are written before any of it starts
+STARTUP = 60.0  # seconds until a task computes: Python, CUDA, libraries
+TFLOPS_A_GPU = 12.0  # assumed: 60 % of what an A100 has in float32
+TFLOPS_A_CORE = 0.06  # results/benchmarks: the encoder's product on two cores
+ANY_MEMORY = 10**6  # GB of a GPU of which nothing is known
+MARGIN = 3.0  # a time limit beside the estimate
+LEAST_MINUTES = 60  # Submitit takes every signal for a time-out where the limit is below 10
+
+
+@dataclass
+class Site:
+    """The keys of a profile; launch/slurm/default.yaml says what they mean."""
+
+    name: str = "default"
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    gpus: dict[int, str] | None = None
+    cpus: int = 4
+    mem_gb: int = 16
+    max_minutes: int = 1440
+    max_array_size: int | None = None
+    array_parallelism: int = 64
+    signal_delay_s: int = 120
+    scratch: str | None = None
+    setup: list[str] = field(default_factory=list)
+    extra: dict[str, Any] = field(default_factory=dict)
+    tflops: float | None = None
+    read_gb_s: float = 1.0
+
+    def gres(self, cost: Cost) -> str | None:
+        """The smallest GPU that holds a task; None where there are no GPUs. Raises ValueError where none holds it."""
+        if not self.gpus:
+            return None
+        fitting = [memory for memory in self.gpus if memory >= cost.gpu_gb]
+        if not fitting:
+            raise ValueError(f"site={self.name} has no GPU of {cost.gpu_gb:.0f} GB: add one to gpus in its profile")
+        return self.gpus[min(fitting)]
+
+    def seconds(self, cost: Cost) -> float:
+        """How long the work takes here, once a task computes."""
+        return cost.operations / (1e12 * self.speed()) + cost.read / (1e9 * self.read_gb_s)
+
+    def speed(self) -> float:
+        """Of a task, in TFLOPS."""
+        return self.tflops or (TFLOPS_A_GPU if self.gpus else TFLOPS_A_CORE * self.cpus)
+
+    def minutes(self, cost: Cost) -> int:
+        """The time limit of a task."""
+        estimate = MARGIN * (STARTUP + self.seconds(cost)) / 60
+        return min(max(round(estimate + 0.5), LEAST_MINUTES), self.max_minutes)
+
+    def memory_gb(self, cost: Cost) -> int:
+        return max(self.mem_gb, round(cost.host_gb + 0.5))
+
+    def array_size(self) -> int:
+        return min(self.max_array_size or LARGEST_ARRAY, LARGEST_ARRAY)
+
+
+def load_site(name: str | None) -> Site:
+    """The profile of that name; by default the one named like the cluster, or default.yaml. What it leaves open is
+    asked of the cluster.
+
+    Raises:
+        ValueError: there is no such profile, or it has a key or value that no profile has.
+    """
+    cluster = cluster_config()
+    own = cluster.get("ClusterName", "")
+    name = name or (own if (SITES / f"{own}.yaml").is_file() else "default")
+    path = SITES / f"{name}.yaml"
+    if not path.is_file():
+        there = ", ".join(sorted(profile.stem for profile in SITES.glob("*.yaml")))
+        raise ValueError(f"site={name} names no profile in launch/slurm: there are {there}")
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(Site), OmegaConf.load(path), {"name": name})
+        site: Site = OmegaConf.to_object(merged)  # type: ignore[assignment]
+    except OmegaConfBaseException as error:
+        raise ValueError(f"{path}: {str(error).splitlines()[0]}") from error
+    if site.gpus is None:
+        there = said("sinfo", "--noheader", "--format=%G")  # nothing where a plan is made without a cluster
+        site.gpus = {ANY_MEMORY: "gpu:1"} if not there or "gpu" in there else {}
+    site.max_array_size = site.max_array_size or int(cluster.get("MaxArraySize", LARGEST_ARRAY))
+    return site
+
+
+def cluster_config() -> dict[str, str]:
+    """What `scontrol show config` says; nothing where there is no SLURM."""
+    return dict(re.findall(r"^(\w+)\s*= (\S+)$", said("scontrol", "show", "config"), re.MULTILINE))
+
+
+def said(*command: str) -> str:
+    """The output of one of SLURM's commands; '' where it is not there, fails or takes too long."""
+    if shutil.which(command[0]) is None:
+        return ""
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=ANSWERS_WITHIN).stdout
+    except (subprocess.CalledProcessError, subprocess.TimeoutExpired):
+        return ""

@@ -1,0 +1,154 @@
+"""Ways to bring dead features back in training. Dead is what has not fired in the last `dead_window` training tokens.
+
+A revival adds to the loss of a step, or changes weights after it. The formulas are the originals'; where libraries
+differ from them is said.
+"""
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sae_outliers.sae.architectures.jumprelu import JumpReLU
+from sae_outliers.sae.base import SparseAutoencoder, StepOutput
+from sae_outliers.sae.kernels import choose_topk, decode, largest, with_gradient
+
+if TYPE_CHECKING:
+    from sae_outliers.training.trainer import Trainer
+
+
+class Revival:
+    """`revival=none`: dead features are left to themselves."""
+
+    def check(self, sae: SparseAutoencoder) -> None:
+        """Raises ValueError where the revival is not defined for this SAE."""
+
+    def loss(self, sae: SparseAutoencoder, x: Tensor, output: StepOutput, dead: Tensor) -> Tensor | float:
+        """What the step's loss grows by. `dead` are the numbers of the dead features, int64; x is [tokens, d_model]."""
+        return 0.0
+
+    def after_step(self, trainer: "Trainer", x: Tensor, output: StepOutput) -> None:
+        """Called once the optimiser has stepped."""
+
+
+class AuxK(Revival):
+    """Gao et al. (2024): the k_aux largest positive pre-activations among dead features reconstruct the residual.
+
+    The loss is alpha * Σ||e - ê||² / Σ||e - ē||² over the batch, with e = x - x̂ without gradient, ē its mean, and
+    ê = code @ W_dec without b_dec: with it, the error grows as γ² (so in sparsify, and in SAELens up to 6.18). The
+    gradient reaches decoder, encoder (in sparsify it does not) and biases. A feature that is dead by ReLU has no
+    positive pre-activation and gets none.
+
+    `k_aux` defaults to the power of two nearest to d_model / 2, as in the paper.
+    """
+
+    def __init__(self, alpha: float = 1 / 32, k_aux: int | None = None) -> None:
+        self.alpha, self.k_aux = alpha, k_aux
+
+    def loss(self, sae: SparseAutoencoder, x: Tensor, output: StepOutput, dead: Tensor) -> Tensor | float:
+        if len(dead) == 0:
+            return 0.0
+        k = min(self.k_aux or 2 ** round(math.log2(sae.d_model / 2)), len(dead))
+        weights = of_features(sae, dead)
+        # measured: products with a code that is not sparse take longer than dense ones
+        reconstruct = reconstruct_densely if 8 * k > len(dead) else reconstruct_sparsely
+        e = output.residual
+        error = (e - reconstruct(x, sae.b_dec, *weights, k)).square().sum()
+        spread = (e - e.mean(0)).square().sum()
+        return self.alpha * error / spread.clamp(min=torch.finfo(e.dtype).tiny)
+
+
+class GhostGrads(Revival):
+    """Anthropic (January 2024): dead features, through exp instead of ReLU, reconstruct the residual.
+
+    The ghost reconstruction is scaled, without gradient, to half the residual's norm on each token, and its loss to
+    the reconstruction loss. exp takes pre-activations in units of scale / √d_model: at the paper's scale (tokens of
+    norm d_model) their own units overflow.
+    """
+
+    def loss(self, sae: SparseAutoencoder, x: Tensor, output: StepOutput, dead: Tensor) -> Tensor | float:
+        if len(dead) == 0:
+            return 0.0
+        W_enc, b_enc, W_dec = of_features(sae, dead)
+        pre = torch.addmm(b_enc, x - sae.b_dec, W_enc) * (sae.d_model**0.5 / sae.scale)
+        # a factor common to a token's features is lost in the scaling below
+        ghost = (pre - pre.detach().amax(1, keepdim=True)).exp() @ W_dec
+        e = output.residual
+        half = (e.norm(dim=1, keepdim=True) / (2 * ghost.norm(dim=1, keepdim=True)).clamp(min=1e-12)).detach()
+        error = sae.squared_error(e - ghost * half)
+        return error * (sae.squared_error(e) / error.clamp(min=1e-12)).detach()
+
+
+class PreactLoss(Revival):
+    """Anthropic (January 2025) for JumpReLU: coefficient * Σ relu(θ_i - pre_i) ||W_dec_i|| / scale, mean over tokens.
+
+    The sum goes over dead features only, as in SAELens; in the original over all of them.
+    """
+
+    def __init__(self, coefficient: float = 3e-6) -> None:
+        self.coefficient = coefficient
+
+    def check(self, sae: SparseAutoencoder) -> None:
+        if not isinstance(sae, JumpReLU):
+            raise ValueError("revival=preact_loss needs the thresholds of sae=jumprelu: choose another revival or SAE")
+
+    def loss(self, sae: SparseAutoencoder, x: Tensor, output: StepOutput, dead: Tensor) -> Tensor | float:
+        if len(dead) == 0:
+            return 0.0
+        assert isinstance(sae, JumpReLU)
+        W_enc, b_enc, W_dec = of_features(sae, dead)
+        pre = torch.addmm(b_enc, x - sae.b_dec, W_enc)
+        short = (sae.threshold[dead] * sae.unit - pre).relu()
+        return self.coefficient * (short @ W_dec.norm(dim=1)).mean() / sae.scale
+
+
+class Resample(Revival):
+    """Anthropic (2023): every `every` steps, up to step `until`, dead features start anew at badly explained tokens.
+
+    Tokens of the batch are drawn with a probability proportional to the square of their loss. Such a token's
+    x - b_dec gives the direction: the decoder row at unit norm, the encoder column at 0.2 times the mean norm of the
+    others'. b_enc and the optimiser's moments of these features become 0.
+    """
+
+    def __init__(self, every: int = 2500, until: int = 10_000, encoder_norm: float = 0.2) -> None:
+        self.every, self.until, self.encoder_norm = every, until, encoder_norm
+
+    @torch.no_grad()
+    def after_step(self, trainer: "Trainer", x: Tensor, output: StepOutput) -> None:
+        if trainer.step % self.every or trainer.step > self.until:
+            return
+        sae, dead = trainer.sae, trainer.dead()
+        if len(dead) == 0:
+            return
+        weights = output.residual.double().square().sum(1).square()
+        drawing = torch.Generator(x.device).manual_seed(trainer.step)  # by the step, so that a resumed run draws alike
+        tokens = torch.multinomial(weights, len(dead), replacement=True, generator=drawing)
+        directions = F.normalize(x[tokens] - sae.b_dec, dim=1)
+        alive = torch.ones(sae.n_features, dtype=torch.bool, device=x.device).index_fill_(0, dead, False)
+        norms = sae.W_enc.norm(dim=0)
+        norm = norms[alive].mean() if alive.any() else norms.mean()
+        sae.W_dec[dead] = directions
+        sae.W_enc.T[dead] = self.encoder_norm * norm * directions
+        sae.b_enc[dead] = 0
+        trainer.forget(dead)
+
+
+def reconstruct_sparsely(x: Tensor, b_dec: Tensor, W_enc: Tensor, b_enc: Tensor, W_dec: Tensor, k: int) -> Tensor:
+    """The k largest positive pre-activations of each token times their decoder rows, [tokens, d_model]."""
+    code = with_gradient(choose_topk(x - b_dec, W_enc, b_enc, k), x, W_enc, b_enc, b_dec)
+    return decode(code._replace(values=code.values.relu()), W_dec)
+
+
+def reconstruct_densely(x: Tensor, b_dec: Tensor, W_enc: Tensor, b_enc: Tensor, W_dec: Tensor, k: int) -> Tensor:
+    """`reconstruct_sparsely` by way of all pre-activations."""
+    pre = torch.addmm(b_enc, x - b_dec, W_enc)
+    _, indices = largest(pre.detach(), k)
+    return torch.zeros_like(pre).scatter(1, indices, pre.gather(1, indices).relu()) @ W_dec
+
+
+def of_features(sae: SparseAutoencoder, numbers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """W_enc, b_enc and W_dec of some features, with gradient."""
+    W_enc, b_enc, W_dec = (w.index_select(0, numbers) for w in (sae.W_enc.T, sae.b_enc, sae.W_dec))
+    return W_enc.T, b_enc, W_dec
