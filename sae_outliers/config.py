@@ -1,98 +1,145 @@
-"""The typed schema of conf/: a misspelt or mistyped key is an error when the config is composed."""
+"""The typed schema of conf/: every setting with its bounds and with what it affects.
+
+A misspelt or mistyped key is an error when the config is composed. What a setting affects is declared here and nowhere
+else: the ids of runs and of stored activations, which records may stand in one table, what variants must share and
+what a sweep's tasks are told all follow from it.
+"""
 
 import shlex
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_type_hints
 
+import yaml
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, OmegaConf
+
+from sae_outliers.paths import config_folders
+
+# An effect reaches everything after it: what changes the activations changes figures at initialisation and training.
+Effect = Literal["activations", "init", "training", "nothing"]
+EFFECTS: tuple[Effect, ...] = ("activations", "init", "training", "nothing")
+
+
+@dataclass(frozen=True)
+class Role:
+    """What a setting does to results, and its bounds.
+
+    Attributes:
+        affects: the first stage whose outcome it changes. `nothing`: it says where a run happens and how it is watched.
+        within: records are compared in it only if they agree in this: `model` (a network has its own data and loader),
+            `sae`, `revival` (their options), `centering`, or `b_dec_speed` (whether b_dec_lr exceeds lr). Empty: all.
+        axis: tables tell its values apart, each in a row or column of its own.
+        neutral: the value under which results are as before the setting existed; it is left out of ids. None always is.
+        shared: variants that train on one stream must agree in it; so they must in all that affects activations.
+        sweep_only: a sweep reads it, and its tasks are not told.
+        at_least, above, at_most: bounds of a number.
+    """
+
+    affects: Effect
+    within: str = ""
+    axis: bool = False
+    neutral: Any = None
+    shared: bool = False
+    sweep_only: bool = False
+    at_least: float | None = None
+    above: float | None = None
+    at_most: float | None = None
+
+
+def setting(default: Any = MISSING, *, affects: Effect, **role: Any) -> Any:
+    """A field of the schema with its `Role`; a dict or list as the default is copied for each config."""
+    metadata = {"role": Role(affects, **role)}
+    if isinstance(default, dict | list):
+        return field(default_factory=default.copy, metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
 @dataclass
 class ModelConfig:
-    name: str = MISSING  # the key in records and result paths
-    domain: str = MISSING  # language, vision, protein or genomic
-    first_layer: int = 1  # layers that `layer=all` runs; layer i is the output of block i, counted from 1
-    last_layer: Any = MISSING  # a number, or a _target_ with arguments that counts the blocks without loading weights
-    d_model: int | None = None  # where it is known; every run reads it off the activations
-    library: str | None = None  # the Python package that loads it, beside this project's own dependencies
-    licence: str | None = None  # of the weights
-    access: str | None = None  # where weights have to be asked for: the page to do so
-    parameters: float | None = None  # number of weights, from which memory and time are estimated
-    gpu_batch_size: dict[int, int] = field(default_factory=dict)  # by GPU memory in GB: items per forward pass
-    flops_per_token: float | None = None  # of the forward passes behind a stored token; null: 2 × parameters
-    loader: dict[str, Any] = MISSING  # _target_ and arguments; returns a models.backbone.Backbone
+    name: str = setting(affects="activations", axis=True)  # the key in records and result paths
+    domain: str = setting(affects="nothing")  # language, vision, protein, genomic or one of your own
+    first_layer: int = setting(1, affects="nothing")  # where `layer=all` begins; layer i is the output of block i
+    last_layer: Any = setting(affects="nothing")  # a number, or a _target_ that counts blocks without loading weights
+    d_model: int | None = setting(None, affects="nothing")  # where it is known; every run reads it off the activations
+    library: str | None = setting(None, affects="nothing")  # the package that loads it, beside our own dependencies
+    licence: str | None = setting(None, affects="nothing")  # of the weights
+    access: str | None = setting(None, affects="nothing")  # where weights have to be asked for: the page to do so
+    parameters: float | None = setting(None, affects="nothing", above=0)  # from which memory and time are estimated
+    gpu_batch_size: dict[int, int] = setting({}, affects="nothing")  # by GPU memory in GB: items per forward pass
+    flops_per_token: float | None = setting(None, affects="nothing", above=0)  # null: 2 × parameters
+    loader: dict[str, Any] = setting(affects="activations", within="model")  # _target_ of a function -> Backbone
 
 
 @dataclass
 class DataConfig:
-    name: str = MISSING
-    source: dict[str, Any] = MISSING  # _target_ and arguments; called with a seed, it yields documents
-    batch_size: int | None = None  # items per forward pass; null: the model's for this GPU; 8 without one
-    tokens_per_item: int | None = None  # at most so many tokens of an item, drawn at random; null: all
-    rescale_mean: float | None = None  # scale the mean of the preprocessed tokens so that γ is this; null: as it is
+    name: str = setting(affects="activations", within="model")
+    source: dict[str, Any] = setting(affects="activations", within="model")  # _target_; called with a seed -> documents
+    # items per forward pass; null: the model's for this GPU, 8 without one. It changes no more than rounding
+    batch_size: int | None = setting(None, affects="nothing", at_least=1)
+    # at most so many tokens of an item, drawn at random; null: all
+    tokens_per_item: int | None = setting(None, affects="activations", within="model", at_least=1)
+    # scale the mean of the preprocessed tokens so that γ is this; null: as it is
+    rescale_mean: float | None = setting(None, affects="init", axis=True, above=0)
 
 
 @dataclass
 class SaeConfig:
-    name: str = MISSING
-    _target_: str = MISSING  # a sae.autoencoder.SparseAutoencoder
-    n_features: int = 8192
-    k: int = 64  # active features per token; for relu, gated and jumprelu only the k of the dead-by-TopK measurement
-    # options of some types; null where the type has none
-    sparsity: float | None = None  # relu, gated, jumprelu: weight of the sparsity penalty
-    decoder_norm_weighted: bool | None = None  # relu: weigh the penalty by decoder norms, and leave these free
-    bandwidth: float | None = None  # jumprelu: width of the pseudo-derivatives
-    prefixes: list[float] | None = None  # matryoshka: ascending fractions of n_features
+    """With the options that the yamls of conf/sae/ name, which go to the type's constructor."""
+
+    name: str = setting(affects="init", axis=True)  # a registered SAE type
+    _target_: str = setting("", affects="nothing")
+    n_features: int = setting(8192, affects="init", at_least=1)
+    # active features per token; for relu, gated and jumprelu only the k of the dead-by-TopK measurement
+    k: int = setting(64, affects="init", at_least=1)
 
 
 @dataclass
 class InitConfig:
-    name: str = MISSING  # random, active_subspace or datapoint
-    b_dec: str = "zeros"  # zeros, mean or geometric_median
-    rank: int | None = None  # active_subspace: principal axes; null: the effective rank
-    blend: float = 0.8  # datapoint: share of the token's direction
+    name: str = setting(affects="init")  # random, active_subspace or datapoint
+    b_dec: str = setting("zeros", affects="init", within="centering")  # zeros, mean or geometric_median
+    rank: int | None = setting(None, affects="init", at_least=1)  # active_subspace; null: the effective rank
+    blend: float = setting(0.8, affects="init", at_least=0, at_most=1)  # datapoint: share of the token's direction
 
 
 @dataclass
 class RevivalConfig:
-    name: str = MISSING
-    _target_: str = MISSING  # a revival.Revival
-    # options of some revivals; null where it has none
-    alpha: float | None = None  # auxk: weight of its loss
-    k_aux: int | None = None  # auxk: dead features per token; null: the power of two nearest to d_model / 2
-    coefficient: float | None = None  # preact_loss: weight of its loss
-    every: int | None = None  # resample: steps
-    until: int | None = None  # resample: last step
-    encoder_norm: float | None = None  # resample: beside the mean norm of the others
+    """With the options that the yamls of conf/revival/ name, which go to the revival's constructor."""
+
+    name: str = setting(affects="training", axis=True)  # a registered revival
+    _target_: str = setting("", affects="nothing")
 
 
 @dataclass
 class CenteringConfig:
-    name: str = MISSING  # off, on, geometric_median, whiten or layernorm_center
+    name: str = setting(affects="init", axis=True)  # off, on, geometric_median, whiten or layernorm_center
 
 
 @dataclass
 class TrainConfig:
-    steps: int = MISSING  # 0: measure at initialisation only
-    batch_size: int = 1024  # tokens per step
-    n_tokens: int = MISSING  # tokens stored for training, beside the n_eval evaluation tokens
-    lr: float = 3e-4
-    b_dec_lr: float | None = None  # null: lr. At post-LN's scale Adam moves b_dec by lr a step, and μ is far off
-    warmup_steps: int = 50
-    decay_from: float = 0.8  # linear decay to 0 starts at this fraction of the steps
-    eval_every: int = 50  # steps between two points of the death curves
-    checkpoint_every: int = 100
-    dead_window: int = 100_000  # W: a feature that has not fired in the last W training tokens counts as not fired
+    steps: int = setting(affects="training", at_least=0)  # 0: measure at initialisation only
+    batch_size: int = setting(1024, affects="training", shared=True, at_least=1)  # tokens per step
+    # tokens stored for training, beside the n_eval evaluation tokens
+    n_tokens: int = setting(affects="training", shared=True, at_least=0)
+    lr: float = setting(3e-4, affects="training", above=0)
+    # null: lr. At post-LN's scale Adam moves b_dec by lr a step, and μ is far off
+    b_dec_lr: float | None = setting(None, affects="training", within="b_dec_speed", at_least=0)
+    warmup_steps: int = setting(50, affects="training", at_least=0)
+    # linear decay to 0 starts at this fraction of the steps
+    decay_from: float = setting(0.8, affects="training", at_least=0, at_most=1)
+    eval_every: int = setting(50, affects="training", at_least=1)  # steps between two points of the death curves
+    checkpoint_every: int = setting(100, affects="nothing", at_least=1)
+    # W: a feature that has not fired in the last W training tokens counts as not fired
+    dead_window: int = setting(100_000, affects="training", at_least=1)
 
 
 @dataclass
 class TrackerConfig:
-    name: str = MISSING  # wandb or none
-    project: str = "sae_outliers"
-    entity: str | None = None
+    name: str = setting(affects="nothing")  # wandb or none
+    project: str = setting("sae_outliers", affects="nothing")
+    entity: str | None = setting(None, affects="nothing")
 
 
 @dataclass
@@ -105,27 +152,90 @@ class RunConfig:
     centering: CenteringConfig = field(default_factory=CenteringConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
-    layer: Any = MISSING  # a number, a list of numbers, `middle` or `all`
-    preprocessing: str = "postln"  # postln (the paper's) or raw
-    precision: str = "float32"  # bf16_select (sae=topk): a product in bfloat16 names the candidates for the k largest
-    special_tokens: bool = False  # whether BOS, CLS and the like are among the SAE's tokens
-    n_eval: int = 20_000  # tokens on which severity and fates are measured
-    seed: int = 0  # data order and training order, and the SAE's unless sae_seed is given
-    sae_seed: int | None = None  # SAE initialisation; null: seed
-    variants: list[str] = field(default_factory=list)  # overrides, one string a run: trained side by side on one stream
-    device: str = "auto"  # auto, cpu, cuda, cuda:1, ...
-    store: bool = True  # whether activations are stored; without, all is measured in the stream, at initialisation only
-    task: str = "run"  # run, or extract: only store the activations
-    name: str | None = None  # model=hf, model=timm: a hub id or a local folder; timm's name
-    path: str | None = None  # model=dump, model=af3: a file or folder of stored activations
-    trust_remote_code: bool = False  # run the Python code that a model's hub repository holds, at its pinned revision
-    check: bool = False  # only load the model, run one batch, and print shapes, γ and memory
-    results_dir: str = "results"
-    group: str | None = None  # W&B group; the sweep's name in a sweep
-    dry_run: bool = False  # of a sweep: print the plan, what it takes and the sbatch scripts, and start nothing
-    wait: bool = True  # of a sweep on SLURM: until its jobs have ended; false: submit and return
-    pack: int = 1  # of a sweep on SLURM: runs of one model that a task does one after the other
-    site: str | None = None  # of a sweep on SLURM: launch/slurm/<site>.yaml; null: named like the cluster, or default
+    # a number, a list of numbers, `middle` or `all`: which runs there are, each of one layer
+    layer: Any = setting(affects="nothing", sweep_only=True)
+    preprocessing: str = setting("postln", affects="init", shared=True)  # postln (the paper's) or raw
+    # bf16_select (sae=topk): a product in bfloat16 names the candidates for the k largest
+    precision: str = setting("float32", affects="training", within="sae")
+    special_tokens: bool = setting(False, affects="init", shared=True)  # whether BOS, CLS and the like are SAE tokens
+    n_eval: int = setting(20_000, affects="init", shared=True, at_least=1)  # tokens for severity and fates
+    seed: int = setting(0, affects="activations")  # data and training order; the SAE's unless sae_seed
+    sae_seed: int | None = setting(None, affects="init")  # SAE initialisation; null: seed
+    variants: list[str] = setting([], affects="nothing")  # overrides, one string a run: trained jointly on one stream
+    device: str = setting("auto", affects="nothing", shared=True)  # auto, cpu, cuda, cuda:1, ...
+    # whether activations are stored; without, all is measured in the stream, at initialisation only
+    store: bool = setting(True, affects="nothing")
+    task: str = setting("run", affects="nothing")  # run, or extract: only store the activations
+    # model=hf, model=timm: a hub id or a local folder; timm's name. It reaches results through the loader's arguments
+    name: str | None = setting(None, affects="nothing")
+    path: str | None = setting(None, affects="nothing")  # model=dump, model=af3: stored activations; likewise
+    trust_remote_code: bool = setting(False, affects="nothing")  # run the code of a model's hub repository, pinned
+    check: bool = setting(False, affects="nothing")  # only load the model, run one batch, print shapes, γ and memory
+    results_dir: str = setting("results", affects="nothing")
+    group: str | None = setting(None, affects="nothing")  # W&B group; the sweep's name in a sweep
+    # of a sweep: print the plan, what it takes and the sbatch scripts, and start nothing
+    dry_run: bool = setting(False, affects="nothing", sweep_only=True)
+    wait: bool = setting(True, affects="nothing", sweep_only=True)  # on SLURM: until its jobs have ended
+    pack: int = setting(1, affects="nothing", sweep_only=True, at_least=1)  # on SLURM: runs of a model in one task
+    site: str | None = setting(None, affects="nothing", sweep_only=True)  # launch/slurm/<site>.yaml; null: by cluster
+
+
+# Of what stands below a setting that is a dict of arguments, or an option of an SAE type or a revival.
+OPEN_ROLES = {
+    "model.loader.trust_remote_code": Role("nothing"),  # a permission
+    "sae.": Role("init", within="sae"),  # a type may start from its options
+    "revival.": Role("training", within="revival"),
+}
+
+
+@cache
+def roles() -> dict[str, Role]:
+    """The role of every setting of the schema, by its dotted key."""
+    return dict(_roles(RunConfig, ""))
+
+
+def _roles(schema: type, prefix: str) -> Iterator[tuple[str, Role]]:
+    types = get_type_hints(schema)
+    for one in fields(schema):
+        if is_dataclass(types[one.name]):
+            yield from _roles(types[one.name], f"{prefix}{one.name}.")
+        else:
+            yield prefix + one.name, one.metadata["role"]
+
+
+def role_of(key: str) -> Role:
+    """The role of a setting, of an argument below one (`model.loader.context`), or of a type's option (`sae.sparsity`).
+
+    Raises:
+        KeyError: the schema has no such setting.
+    """
+    if key in OPEN_ROLES:
+        return OPEN_ROLES[key]
+    declared = roles()
+    parents = [key.rsplit(".", depth)[0] for depth in range(key.count(".") + 1)]
+    for name in parents:
+        if name in declared:
+            return declared[name]
+    return next(role for prefix, role in OPEN_ROLES.items() if prefix.endswith(".") and key.startswith(prefix))
+
+
+def with_options(schema: type, group: str) -> type:
+    """The schema of a config group, with a field for every further key that a yaml of the group names."""
+    declared = {one.name for one in fields(schema)}
+    named: dict[str, None] = {}
+    for folder in config_folders():
+        for path in sorted((folder / group).glob("*.yaml")):
+            content = yaml.safe_load(path.read_text()) or {}
+            named |= dict.fromkeys(key for key in content if key not in declared and key != "defaults")
+    options = [(key, Any, field(default=None)) for key in named]
+    return make_dataclass(schema.__name__, options, bases=(schema,)) if options else schema
+
+
+def schema() -> type:
+    """RunConfig with the options of the SAE types and revivals that conf/ holds."""
+    sae, revival = with_options(SaeConfig, "sae"), with_options(RevivalConfig, "revival")
+    groups = [("sae", sae, field(default_factory=sae)), ("revival", revival, field(default_factory=revival))]
+    return make_dataclass("RunConfig", groups, bases=(RunConfig,))
 
 
 def options_of(cfg: SaeConfig | RevivalConfig) -> dict[str, Any]:
@@ -155,4 +265,7 @@ def key_of(name: str | None) -> str:
 def register() -> None:
     """Make the schema known to Hydra, under the names that conf/config.yaml lists."""
     OmegaConf.register_new_resolver("key_of", key_of, replace=True)
-    ConfigStore.instance().store(name="schema", node=RunConfig)
+    ConfigStore.instance().store(name="schema", node=schema())
+
+
+register()

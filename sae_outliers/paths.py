@@ -13,3 +13,9 @@ def _bundled(name: str, in_checkout: str) -> Path:
 
 CONF = _bundled("conf", "conf")
 SITES = _bundled("slurm", "launch/slurm")
+
+
+def config_folders() -> list[Path]:
+    """Folders whose config groups count: the user's own, `conf/` in the working directory, and the project's."""
+    own = Path.cwd() / "conf"
+    return [CONF] if own.resolve() == CONF.resolve() or not own.is_dir() else [own, CONF]

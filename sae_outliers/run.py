@@ -12,14 +12,11 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf.errors import OmegaConfBaseException
 
-from sae_outliers.config import RunConfig, register
+from sae_outliers.config import RunConfig
 from sae_outliers.paths import CONF
 from sae_outliers.runs.execute import composed_variants, run
 
 log = logging.getLogger(__name__)
-
-
-register()
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")

@@ -9,13 +9,13 @@ from omegaconf import OmegaConf
 from torch.utils.flop_counter import FlopCounterMode
 
 from sae_outliers.activations.extract import extract
-from sae_outliers.cluster import site as sites
 from sae_outliers.run import run
 from sae_outliers.runs import job
 from sae_outliers.sweeps import cost as costs
 from sae_outliers.sweeps import plan as sweep
 from sae_outliers.sweeps.cost import Cost
 from sae_outliers.sweeps.plan import Plan, Task, plan
+from sae_outliers.sweeps.slurm import profile as sites
 from sae_outliers.sweeps.slurm.arrays import batches_of
 from sae_outliers.sweeps.slurm.profile import Site, load_site
 from sae_outliers.sweeps.slurm.sbatch import parameters, script

@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 from hydra.core.plugins import Plugins
 
-from sae_outliers.cluster import snapshot, waiting
+from sae_outliers.sweeps import snapshot
 from sae_outliers.sweeps.manifest import Launched, Manifest, write_manifest
 from sae_outliers.sweeps.plan import Plan, Task, launched
+from sae_outliers.sweeps.slurm import wait as waiting
 from sae_outliers.sweeps.slurm.arrays import batches_of
 from sae_outliers.sweeps.slurm.in_flight import UnderWay, under_way
 from sae_outliers.sweeps.slurm.profile import Site

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sae_outliers.activations.capture import capture
-from sae_outliers.models import diffusion
+from sae_outliers.models.other import diffusion
 from tests.conftest import composed
 
 pytest.importorskip("diffusers", reason="diffusers is not installed: `pip install 'sae-outliers[diffusion]'`")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sae_outliers.activations.capture import capture
-from sae_outliers.models import esm3
+from sae_outliers.models.other import esm3
 from tests.conftest import composed
 
 esm_models = pytest.importorskip("esm.models.esm3", reason="esm is not installed: `make esm`")

@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from transformers import dynamic_module_utils
 
-from sae_outliers.models import progen
 from sae_outliers.models.backbone import Backbone
+from sae_outliers.models.transformers import progen
 from sae_outliers.models.transformers.auto import count_blocks, load
 from sae_outliers.models.transformers.remote_code import construct
 from tests.conftest import composed

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sae_outliers.data import dna
-from sae_outliers.models import spliceai
+from sae_outliers.models.other import spliceai
 from sae_outliers.utils.package_cache import package_folder
 
 needs_package = pytest.mark.skipif(find_spec("spliceai") is None, reason="spliceai is not installed")

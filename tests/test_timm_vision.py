@@ -8,8 +8,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from sae_outliers.data.images import packaged_photographs
-from sae_outliers.models import timm_vision, vision_weights
 from sae_outliers.models.backbone import Backbone, Batch
+from sae_outliers.models.vision import packaged_weights as vision_weights
+from sae_outliers.models.vision import timm as timm_vision
 from sae_outliers.utils.package_cache import cache_folder, converted, package_folder
 from tests.conftest import needs
 

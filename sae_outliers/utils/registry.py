@@ -1,0 +1,57 @@
+"""Things that a config names: looked up by name, registered where they are defined."""
+
+from collections.abc import Callable, Iterator
+from importlib import import_module
+from pkgutil import iter_modules
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class Registry(Generic[T]):
+    """A name -> object map that fills itself from the modules of one package, imported at the first look.
+
+    `option` is the config option that names them, for the refusal. `package` is where they are defined; without one,
+    they stand beside the registry.
+    """
+
+    def __init__(self, option: str, package: str | None = None) -> None:
+        self.option, self._package, self._found = option, package, dict[str, T]()
+
+    def register(self, *names: str) -> Callable[[T], T]:
+        """Register the object under these names. Raises ValueError where one of them is taken."""
+
+        def add(item: T) -> T:
+            for name in names:
+                if self._found.get(name, item) is not item:
+                    raise ValueError(f"{self.option}={name} is registered already, as {self._found[name]}")
+                self._found[name] = item
+            return item
+
+        return add
+
+    def __getitem__(self, name: str) -> T:
+        """Raises ValueError, with the names that there are, for an unknown one."""
+        self._load()
+        if name not in self._found:
+            raise ValueError(f"{self.option}={name} does not exist: use one of {', '.join(self._found)}")
+        return self._found[name]
+
+    def __contains__(self, name: object) -> bool:
+        self._load()
+        return name in self._found
+
+    def __iter__(self) -> Iterator[str]:
+        """The names, in the order of their registration."""
+        self._load()
+        return iter(self._found)
+
+    def items(self) -> Iterator[tuple[str, T]]:
+        self._load()
+        return iter(self._found.items())
+
+    def _load(self) -> None:
+        package, self._package = self._package, None
+        if package is not None:
+            for module in iter_modules(import_module(package).__path__):
+                import_module(f"{package}.{module.name}")
