@@ -367,7 +367,7 @@ def spearman_lines(title: str, frame: pd.DataFrame) -> str:
     if frame.empty:
         return f"{title}: none, for no record has centering=off"
     shown = frame[(frame["severity"] == tables.SEVERITIES["gamma"]) | (frame["domain"] == "all")]
-    text = tables.for_reading(shown).to_markdown(index=False, tablefmt="simple", disable_numparse=True)
+    text = tables.format_for_display(shown).to_markdown(index=False, tablefmt="simple", disable_numparse=True)
     return f"{title}\n{text}"
 
 

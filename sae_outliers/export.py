@@ -32,7 +32,7 @@ from sae_outliers.sae.architectures.topk import TopK
 from sae_outliers.sae.base import SparseAutoencoder
 from sae_outliers.sae.io import fold, load_sae
 from sae_outliers.stats.centering import Affine
-from sae_outliers.utils.files import write_json, written_whole
+from sae_outliers.utils.files import atomic_write, write_json
 
 SAELENS_VERSION = "6.54.0"  # whose files these are; without a version from 6 on, SAELens takes them for older ones
 
@@ -279,7 +279,7 @@ def _write(path: Path, content: dict[str, Any]) -> None:
     if path.suffix == ".json":
         return write_json(path, content)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in content.items()}
-    with written_whole(path) as beside:
+    with atomic_write(path) as beside:
         torch.save(tensors, beside) if path.suffix == ".pt" else save_file(tensors, beside)
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from sae_outliers.activations.extract import store_dir
 from sae_outliers.runs.smoke_test import check_model
-from sae_outliers.utils.instantiate import built
+from sae_outliers.utils.instantiate import instantiate
 from tests.conftest import Run, composed
 
 
@@ -43,7 +43,7 @@ def nothing() -> object:
 
 def test_an_error_of_a_constructor_comes_out_as_it_was_raised() -> None:
     with pytest.raises(ValueError, match=r"^pieces of 5 bases cannot overlap by 7$"):
-        built({"_target_": "sae_outliers.data.dna.HumanDna", "piece": 5, "overlap": 7})
+        instantiate({"_target_": "sae_outliers.data.dna.HumanDna", "piece": 5, "overlap": 7})
 
 
 @pytest.mark.parametrize(("arguments", "message"), [

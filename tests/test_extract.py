@@ -17,7 +17,7 @@ from sae_outliers.activations import extract as extraction
 from sae_outliers.activations import stream
 from sae_outliers.activations.capture import capture
 from sae_outliers.activations.extract import extract, store_dir
-from sae_outliers.activations.store import BEGINS, SPECIAL, LayerFiles, LayerTokens
+from sae_outliers.activations.store import DOC_START, SPECIAL, LayerFiles, LayerTokens
 from sae_outliers.activations.stream import token_rows
 from sae_outliers.config import RunConfig
 from sae_outliers.models.backbone import Batch
@@ -169,7 +169,7 @@ def test_padding_is_left_out_and_flags_tell_special_tokens_and_where_documents_b
     rows, flags = token_rows(hidden, BATCH, None, 0, 0)
     assert rows.flatten().tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8]
     assert (flags & SPECIAL).nonzero().flatten().tolist() == [0, 6]
-    assert (flags & BEGINS).nonzero().flatten().tolist() == [6]
+    assert (flags & DOC_START).nonzero().flatten().tolist() == [6]
 
 
 def test_the_draw_is_bounded_repeatable_and_the_same_however_items_are_batched() -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sae_outliers.activations.store import BEGINS, SPECIAL
+from sae_outliers.activations.store import DOC_START, SPECIAL
 from sae_outliers.config import RunConfig, expand
 from sae_outliers.results.record import read_records
 from sae_outliers.run import run
@@ -54,7 +54,7 @@ def two_numbers() -> object:
 
 
 def test_the_rows_that_hold_so_many_tokens() -> None:
-    flags = torch.tensor([SPECIAL | BEGINS, 0, 0, SPECIAL, 0, 0], dtype=torch.uint8)
+    flags = torch.tensor([SPECIAL | DOC_START, 0, 0, SPECIAL, 0, 0], dtype=torch.uint8)
     assert up_to(flags, 2, special_tokens=False) == (3, 2)
     assert up_to(flags, 3, special_tokens=False) == (5, 3)
     assert up_to(flags, 9, special_tokens=False) == (6, 4)

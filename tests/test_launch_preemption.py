@@ -20,7 +20,7 @@ from sae_outliers.activations.extract import extract, store_dir
 from sae_outliers.activations.store import LayerFiles
 from sae_outliers.run import run
 from sae_outliers.sweeps.slurm.task import Submitted, ended
-from sae_outliers.utils.preemption import held_back
+from sae_outliers.utils.preemption import defer_preemption
 from tests.conftest import composed
 
 SMALL = (
@@ -115,16 +115,16 @@ def test_an_extraction_told_to_stop_writes_what_it_has_and_goes_on_from_there(
 
 def test_where_nobody_handles_the_signal_nothing_is_held_back() -> None:
     before = signal.signal(signal.SIGUSR2, signal.SIG_DFL)
-    with held_back():
+    with defer_preemption():
         assert signal.getsignal(signal.SIGUSR2) == signal.SIG_DFL
     signal.signal(signal.SIGUSR2, before)
 
 
 def test_a_signal_that_comes_too_late_for_a_step_is_delivered_at_the_end_of_the_block(handled: list[int]) -> None:
-    block = held_back()
+    block = defer_preemption()
     held = block.__enter__()
     os.kill(os.getpid(), signal.SIGUSR2)
-    assert held.came
+    assert held.received
     assert handled == []
     with pytest.raises(Requeued):
         block.__exit__(None, None, None)

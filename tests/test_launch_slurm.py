@@ -22,7 +22,7 @@ from sae_outliers.sweeps.slurm.arrays import batches_of
 from sae_outliers.sweeps.slurm.in_flight import UnderWay, under_way
 from sae_outliers.sweeps.slurm.profile import Site
 from sae_outliers.sweeps.slurm.sbatch import environment, outside_of_jobs
-from sae_outliers.sweeps.slurm.submit import Submission, in_short, keep_activations_in
+from sae_outliers.sweeps.slurm.submit import Submission, format_array, keep_activations_in
 from sae_outliers.sweeps.slurm.task import DONE, FAILED
 from sae_outliers.sweeps.slurm.wait import failures, wait_for_end
 from sae_outliers.sweeps.snapshot import take_snapshot
@@ -262,8 +262,8 @@ def test_sbatch_does_not_inherit_what_slurm_has_set_for_an_interactive_job(monke
 
 
 def test_the_tasks_of_an_array_in_short() -> None:
-    assert in_short(["12"]) == "12"
-    assert in_short(["12_0", "12_1", "12_2"]) == "12_[0-2]"
+    assert format_array(["12"]) == "12"
+    assert format_array(["12_0", "12_1", "12_2"]) == "12_[0-2]"
 
 
 def test_slurm_by_name_where_there_is_none_and_a_dry_run_without_a_sweep_are_refused(

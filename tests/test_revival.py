@@ -14,7 +14,7 @@ from sae_outliers.training.revival import (
     PreactLoss,
     Resample,
     Revival,
-    of_features,
+    feature_weights,
     reconstruct_densely,
     reconstruct_sparsely,
 )
@@ -69,7 +69,7 @@ def test_gradients_through_the_pre_activations_agree_with_finite_differences(
 
 
 def test_auxk_reconstructs_the_same_by_sparse_and_by_dense_products_gradients_included(x: Tensor) -> None:
-    weights = [p.detach().clone().requires_grad_() for p in of_features(trained_like("topk"), DEAD)]
+    weights = [p.detach().clone().requires_grad_() for p in feature_weights(trained_like("topk"), DEAD)]
     results = []
     for reconstruct in (reconstruct_sparsely, reconstruct_densely):
         e_hat = reconstruct(x, torch.full((8,), 0.2, dtype=torch.float64), *weights, 3)

@@ -71,7 +71,7 @@ def test_ranks_are_those_of_scipy_on_the_rows_as_they_are() -> None:
 def test_a_long_latex_table_is_what_pandas_makes_of_it(tmp_path: Path) -> None:
     frame = pd.DataFrame({"model_a": [r"x_1 & 50 % {#$}", "b\\c", "d~e"], "γ": [1.25, 2.0, np.nan]})
     tables.write_table(tables.Table("t", frame, "A note."), tmp_path)
-    expected = tables.for_reading(frame).to_latex(
+    expected = tables.format_for_display(frame).to_latex(
         index=False, escape=True, column_format="lr", caption="A note.", label="tab:t", position="htbp"
     )
     assert (tmp_path / "t.tex").read_text() == expected.replace("γ", r"$\gamma$")

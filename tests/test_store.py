@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from sae_outliers.activations.store import BEGINS, SPECIAL, LayerFiles, LayerTokens, find_parts
+from sae_outliers.activations.store import DOC_START, SPECIAL, LayerFiles, LayerTokens, find_split
 
 D = 3
 
@@ -14,7 +14,7 @@ def stored(directory: Path, rows: int, every_special: int = 5, every_document: i
     """Rows [i, i, i]; every fifth is special, and each a document of its own. Appended in uneven shards."""
     files = LayerFiles(directory, 7)
     numbers = torch.arange(rows)
-    flags = (numbers % every_special == 0) * SPECIAL + (numbers % every_document == 0) * BEGINS
+    flags = (numbers % every_special == 0) * SPECIAL + (numbers % every_document == 0) * DOC_START
     x = numbers[:, None].float().expand(-1, D)
     for part in numbers.split(37):
         files.append(x[part], flags[part].to(torch.uint8), items=1)
@@ -95,7 +95,7 @@ def test_training_begins_with_a_document_of_which_no_token_is_evaluated(tmp_path
 def test_parts_against_a_loop_over_the_rows() -> None:
     rng = np.random.default_rng(0)
     for _ in range(200):
-        flags = rng.choice([0, SPECIAL, BEGINS, SPECIAL | BEGINS], 40).astype("u1")
+        flags = rng.choice([0, SPECIAL, DOC_START, SPECIAL | DOC_START], 40).astype("u1")
         n_eval, n_train, special_tokens = int(rng.integers(1, 12)), int(rng.integers(0, 12)), bool(rng.integers(2))
         evaluated: list[int] = []
         trained: list[int] = []
@@ -107,7 +107,7 @@ def test_parts_against_a_loop_over_the_rows() -> None:
                 evaluated.append(row)
             elif begun and len(trained) < n_train:
                 trained.append(row)
-        parts = find_parts(flags, n_eval, n_train, special_tokens)
+        parts = find_split(flags, n_eval, n_train, special_tokens)
         if len(evaluated) < n_eval or len(trained) < n_train:
             assert parts is None
             continue
@@ -122,7 +122,7 @@ def test_parts_against_a_loop_over_the_rows() -> None:
 
 def begun_before(flags: np.ndarray, evaluated: list[int], n_eval: int, row: int) -> bool:
     """Whether a document began between the last evaluated row and this one."""
-    return len(evaluated) == n_eval and bool((flags[evaluated[-1] + 1 : row + 1] & BEGINS).any())
+    return len(evaluated) == n_eval and bool((flags[evaluated[-1] + 1 : row + 1] & DOC_START).any())
 
 
 @pytest.mark.parametrize("path", ["rows_path", "flags_path"])

@@ -308,7 +308,7 @@ def test_beside_matches_on_keys_and_keeps_both_sides() -> None:
     found = tables.beside(published, own, ["model"])
     assert list(found) == ["model", "own n", "published n", "own γ", "published γ"]
     assert list(found["model"]) == ["z", "a", "new"]
-    assert tables.for_reading(found)["own n"].to_list() == ["", "3", "4"]
+    assert tables.format_for_display(found)["own n"].to_list() == ["", "3", "4"]
     assert list(tables.beside(published, None, ["model"])) == ["model", "published n", "published γ"]
 
 

@@ -16,9 +16,9 @@ from sae_outliers.activations.stream import Captured, batches, stream
 from sae_outliers.config import RunConfig
 from sae_outliers.models.backbone import Backbone
 from sae_outliers.utils.device import resolve_device
-from sae_outliers.utils.files import digest, stamps, write_json
-from sae_outliers.utils.instantiate import built
-from sae_outliers.utils.preemption import held_back
+from sae_outliers.utils.files import digest, file_fingerprints, write_json
+from sae_outliers.utils.instantiate import instantiate
+from sae_outliers.utils.preemption import defer_preemption
 from sae_outliers.utils.progress import Progress
 from sae_outliers.utils.provenance import peak_memory_mb
 
@@ -36,7 +36,7 @@ def store_identity(cfg: RunConfig) -> dict[str, object]:
     loader.pop("trust_remote_code", None)  # a permission
     identity = {"model": cfg.model.name, "loader": loader, "data": data, "seed": cfg.seed, "format": 2}
     local = [Path(place).expanduser() for place in (cfg.path, cfg.name) if place]
-    return identity | {"files": [stamps(place) for place in local if place.exists()]}
+    return identity | {"files": [file_fingerprints(place) for place in local if place.exists()]}
 
 
 def store_dir(cfg: RunConfig) -> Path:
@@ -62,7 +62,7 @@ def is_stored(cfg: RunConfig, layers: Sequence[int]) -> bool:
 
 def load_backbone(cfg: RunConfig, device: torch.device) -> Backbone:
     """The network that the config names, in eval mode on the device."""
-    backbone: Backbone = built(cfg.model.loader)
+    backbone: Backbone = instantiate(cfg.model.loader)
     backbone.module.eval().to(device)
     return backbone
 
@@ -172,7 +172,7 @@ def _extract_from(
     with Progress(f"{cfg.model.name}: activations of {len(files)} layer(s)", wanted, "tokens") as progress:
         progress.update(tokens)
         try:
-            with held_back() as signal:
+            with defer_preemption() as signal:
                 for captured in stream(cfg, backbone, incoming, list(files), device, done):
                     forecast.update(captured, device)
                     shards.add(captured)
@@ -180,7 +180,7 @@ def _extract_from(
                     progress.update(tokens)
                     if tokens >= wanted and _whole(cfg, shards):
                         return
-                    if signal.came:
+                    if signal.received:
                         shards.write()
                         signal.deliver()
         finally:

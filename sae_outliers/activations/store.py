@@ -1,7 +1,7 @@
 """Activations on disk: for each layer a growing file of float32 rows, shared by every run on that model and data.
 
 `<root>/<digest>/layer_07.f32` holds rows [n, d_model] in the order of the token stream, `layer_07.flags.u1` one byte
-per row (SPECIAL, BEGINS), and `layer_07.json` how many rows are valid, in which shards they were written, and the
+per row (SPECIAL, DOC_START), and `layer_07.json` how many rows are valid, in which shards they were written, and the
 checksums of these. The JSON is replaced after a shard is written, so a killed extraction goes on from its last whole
 shard; a shard is verified when it is first read. A later run that needs more tokens extends the same files. float32,
 because bfloat16 loses the variation of a dimension with |μ|/σ > 250.
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from sae_outliers.utils.files import write_json
 
-SPECIAL, BEGINS = 1, 2  # flags of a row: BOS, CLS and the like; the first row of its document
+SPECIAL, DOC_START = 1, 2  # flags of a row: BOS, CLS and the like; the first row of its document
 ROWS_AT_ONCE = 1 << 20  # flags read at a time while counting tokens
 EVAL_ROWS = 4096  # rows of a chunk of evaluation tokens
 
@@ -74,7 +74,7 @@ class LayerFiles:
         extent = self.extent()
         if extent.tokens < n_eval + n_train:
             return False
-        return find_parts(self.flags(extent), n_eval, n_train, special_tokens=False) is not None
+        return find_split(self.flags(extent), n_eval, n_train, special_tokens=False) is not None
 
     def flags(self, extent: LayerExtent) -> np.ndarray:
         return np.memmap(self.flags_path, dtype="u1", mode="r", shape=(extent.rows,))
@@ -99,7 +99,7 @@ class Parts:
     train_end: int
 
 
-def find_parts(flags: np.ndarray, n_eval: int, n_train: int, special_tokens: bool) -> Parts | None:
+def find_split(flags: np.ndarray, n_eval: int, n_train: int, special_tokens: bool) -> Parts | None:
     """Where the first `n_eval` tokens end, and `n_train` more from the next document on; None if there are too few."""
     eval_end = _row_after(flags, 0, n_eval, special_tokens)
     if eval_end is None or n_train == 0:
@@ -122,7 +122,7 @@ def _row_after(flags: np.ndarray, first: int, tokens: int, special_tokens: bool)
 
 def _next_document(flags: np.ndarray, first: int) -> int | None:
     for start in range(first, len(flags), ROWS_AT_ONCE):
-        begins = np.flatnonzero(flags[start : start + ROWS_AT_ONCE] & BEGINS)
+        begins = np.flatnonzero(flags[start : start + ROWS_AT_ONCE] & DOC_START)
         if len(begins):
             return start + int(begins[0])
     return None
@@ -153,7 +153,7 @@ class LayerTokens:
         self._rows = np.memmap(files.rows_path, dtype="<f4", mode="r", shape=(extent.rows, extent.d_model))
         self._flags = files.flags(extent)
         self.n_eval, self.n_train, self.special_tokens = n_eval, n_train, special_tokens
-        parts = find_parts(self._flags, n_eval, n_train, special_tokens)
+        parts = find_split(self._flags, n_eval, n_train, special_tokens)
         if parts is None:
             raise ValueError(
                 f"{files.rows_path} holds {extent.tokens} tokens: too few for n_eval={n_eval} and, in other documents, "

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from sae_outliers.activations.capture import capture
-from sae_outliers.activations.store import BEGINS, SPECIAL
+from sae_outliers.activations.store import DOC_START, SPECIAL
 from sae_outliers.config import RunConfig
 from sae_outliers.data.dedup import distinct
 from sae_outliers.models.backbone import Backbone, Batch
 from sae_outliers.utils.device import memory_gb
-from sae_outliers.utils.instantiate import built
+from sae_outliers.utils.instantiate import instantiate
 
 ITEMS_WITHOUT_GPU = 8
 
@@ -52,7 +52,7 @@ def stream(
 
 def batches(cfg: RunConfig, backbone: Backbone, device: torch.device, start: int = 0) -> Iterator[Batch]:
     """Batches from item number `start` on; items before it are tokenised but not run. No document comes twice."""
-    documents = distinct(built(cfg.data.source)(cfg.seed))
+    documents = distinct(instantiate(cfg.data.source)(cfg.seed))
     return backbone.batches(documents, items_per_batch(cfg, device), start)
 
 
@@ -102,7 +102,7 @@ def token_rows(
     keep = mask
     if tokens_per_item is not None:
         keep = special | _drawn(mask & ~special, tokens_per_item, seed, first)
-    flags = special * SPECIAL + _first_kept(keep, batch.begins) * BEGINS
+    flags = special * SPECIAL + _first_kept(keep, batch.begins) * DOC_START
     return hidden[keep.to(hidden.device)], flags[keep].to(torch.uint8)
 
 

@@ -15,7 +15,7 @@ from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator
 from scipy.optimize import isotonic_regression
 
 from sae_outliers.stats import theory
-from sae_outliers.utils.files import written_whole
+from sae_outliers.utils.files import atomic_write
 
 # Okabe and Ito's palette, which the colour-blind can tell apart; the shapes say the same in print.
 COLORS = {
@@ -65,10 +65,10 @@ def _color(domain: str) -> str:
 
 def write_figure(figure: Figure, name: str, directory: Path) -> None:
     """Write `<name>.png` (200 dpi) and `<name>.pdf` below `directory`."""
-    with written_whole(directory / f"{name}.png") as path:
+    with atomic_write(directory / f"{name}.png") as path:
         figure.savefig(path, format="png", dpi=200)
     figure.set_layout_engine("none")  # it is laid out now, which takes seconds where panels are many
-    with written_whole(directory / f"{name}.pdf") as path:
+    with atomic_write(directory / f"{name}.pdf") as path:
         figure.savefig(path, format="pdf", metadata={"CreationDate": None})  # same records, same bytes
 
 

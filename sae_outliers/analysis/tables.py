@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
 from sae_outliers.results.record import INIT_SETTINGS, OPTIONS_OF, TRAIN_SETTINGS
-from sae_outliers.utils.files import written_whole
+from sae_outliers.utils.files import atomic_write
 
 Floats = NDArray[np.float64]
 
@@ -346,7 +346,7 @@ ESCAPED = str.maketrans({c: f"\\{c}" for c in "&%$#_{}"} | {"\\": r"\textbacksla
 LATEX = {"γ": r"$\gamma$", "ρ": r"$\rho$", "μ": r"$\mu$", "σ": r"$\sigma$"}  # pdflatex has no Greek of its own
 
 
-def for_reading(frame: pd.DataFrame) -> pd.DataFrame:
+def format_for_display(frame: pd.DataFrame) -> pd.DataFrame:
     """All cells as text, rounded; `x low` and `x high` become one column `x 95 %` with `[low, high]`."""
     shown: dict[str, list[str]] = {}
     for column in frame:
@@ -371,13 +371,13 @@ def _texts(frame: pd.DataFrame, column: str) -> list[str]:
 
 def write_table(table: Table, directory: Path) -> None:
     """Write `<name>.csv` (full precision), `.md` and `.tex` (rounded, with the note) below `directory`."""
-    text = for_reading(table.frame)
+    text = format_for_display(table.frame)
     right = [pd.api.types.is_numeric_dtype(table.frame.get(c, pd.Series(dtype=float))) for c in text]
-    with written_whole(directory / f"{table.name}.csv") as path:
+    with atomic_write(directory / f"{table.name}.csv") as path:
         table.frame.to_csv(path, index=False)
-    with written_whole(directory / f"{table.name}.md") as path:
+    with atomic_write(directory / f"{table.name}.md") as path:
         path.write_text(_markdown(text, right, table.note))
-    with written_whole(directory / f"{table.name}.tex") as path:
+    with atomic_write(directory / f"{table.name}.tex") as path:
         path.write_text(_latex(text, right, table))
 
 

@@ -6,13 +6,13 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from sae_outliers.config import ModelConfig
-from sae_outliers.utils.instantiate import built
+from sae_outliers.utils.instantiate import instantiate
 
 
 def last_layer(model: ModelConfig) -> int:
     """The number of the model's last layer: as the config says, or as the `_target_` that it names finds it."""
     found: Any = model.last_layer
-    return int(built(found)) if OmegaConf.is_config(found) else int(found)
+    return int(instantiate(found)) if OmegaConf.is_config(found) else int(found)
 
 
 def layers_of(model: ModelConfig, layer: Any) -> list[int]:

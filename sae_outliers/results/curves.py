@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from sae_outliers.utils.files import written_whole
+from sae_outliers.utils.files import atomic_write
 
 Point = dict[str, float | int | None]
 
@@ -35,7 +35,7 @@ class MetricsFile:
         For W&B's offline file of a killed process may be empty; that of its successor has the whole curve.
         """
         kept = [point for point in self.points() if (point["step"] or 0) < step]
-        with written_whole(self.path) as beside:
+        with atomic_write(self.path) as beside:
             beside.write_text("".join(json.dumps(point) + "\n" for point in kept))
         for point in kept:
             self._mirror(point)

@@ -21,7 +21,7 @@ from sae_outliers.runs.layer_data import EvalData
 from sae_outliers.sae.architectures.topk import TopK
 from sae_outliers.sae.base import SparseAutoencoder
 from sae_outliers.sae.dead_features import FateCounter, alignment
-from sae_outliers.sae.evaluation import Evaluation, compare_selection, count_fates, evaluate, new_counter
+from sae_outliers.sae.evaluation import Evaluation, compare_selection, count_fates, evaluate, fate_counter
 from sae_outliers.sae.initialization import initialise
 from sae_outliers.sae.io import folded_encoder, save_sae
 from sae_outliers.stats import theory
@@ -29,7 +29,7 @@ from sae_outliers.stats.centering import CENTERINGS, Affine
 from sae_outliers.stats.moments import effective_rank, outlier_dims
 from sae_outliers.tracking.trackers import Tracker
 from sae_outliers.training.trainer import Member, Trainer
-from sae_outliers.utils.files import digest, written_whole
+from sae_outliers.utils.files import atomic_write, digest
 from sae_outliers.utils.provenance import device_name, git_commit, peak_memory_mb, versions
 
 CHECKPOINT = "checkpoint.safetensors"  # there only while a job is under way
@@ -111,7 +111,7 @@ class Job:
         # of what the encoder multiplies
         off_center = self.sae_input.mean - self.sae.b_dec.detach()
         self.gamma_sae_input = (off_center.norm() / self.sae_input.variance.sum().sqrt()).item()
-        self.initial, self.initial_alignment = new_counter(self.sae), self.alignment()
+        self.initial, self.initial_alignment = fate_counter(self.sae), self.alignment()
         self.metrics = MetricsFile(self.directory / "metrics.jsonl", self.tracker.log)
         self.trainer = Trainer(
             self.sae, self.cfg.train, get_class(self.cfg.revival._target_)(**options_of(self.cfg.revival))
@@ -193,7 +193,7 @@ class Job:
 
     def write_features(self, columns: dict[str, Tensor]) -> None:
         frame = pd.DataFrame({name: tensor.detach().cpu().numpy() for name, tensor in columns.items()})
-        with written_whole(self.directory / "features.parquet") as beside:
+        with atomic_write(self.directory / "features.parquet") as beside:
             frame.rename_axis("feature").reset_index().to_parquet(beside, index=False)
 
     def identity_columns(self) -> dict[str, Any]:

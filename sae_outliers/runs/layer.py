@@ -16,7 +16,7 @@ from sae_outliers.runs.job import CHECKPOINT, Job, directory_of
 from sae_outliers.runs.layer_data import LayerData
 from sae_outliers.tracking.trackers import start_tracker
 from sae_outliers.training.trainer import train
-from sae_outliers.utils.files import written_whole
+from sae_outliers.utils.files import atomic_write
 
 log = logging.getLogger(__name__)
 
@@ -92,5 +92,5 @@ def train_all(jobs: Sequence[Job], data: LayerData) -> None:
     title = f"{data.cfg.model.name} layer {stack[0].layer}: " + ", ".join(job.condition() for job in stack)
     train([job.member() for job in stack], data.training_batches, title)
     for job in stack:
-        with written_whole(job.directory / "curves.parquet") as beside:
+        with atomic_write(job.directory / "curves.parquet") as beside:
             job.metrics.curves().to_parquet(beside, index=False)

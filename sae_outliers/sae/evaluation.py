@@ -27,7 +27,7 @@ class Evaluation:
         return 100 * (self.active == 0).double().mean().item()
 
 
-def new_counter(sae: SparseAutoencoder) -> FateCounter:
+def fate_counter(sae: SparseAutoencoder) -> FateCounter:
     return FateCounter(sae.n_features, sae.k, sae.W_enc.device)
 
 
@@ -41,7 +41,7 @@ def count_fates(counter: FateCounter, sae: SparseAutoencoder, centering: Affine,
 @torch.no_grad()
 def evaluate(sae: SparseAutoencoder, centering: Affine, tokens: Iterable[Tensor], variance: float) -> Evaluation:
     """`tokens` are chunks [tokens, d_model] of preprocessed activations; `variance` is their Σσ² over dimensions."""
-    counter = new_counter(sae)
+    counter = fate_counter(sae)
     active = torch.zeros_like(counter.selected)
     error = 0.0
     for x, pre in _pre_activations(sae, centering, tokens):

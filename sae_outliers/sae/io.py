@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sae_outliers.sae.base import SparseAutoencoder
 from sae_outliers.stats.centering import Affine
-from sae_outliers.utils.files import written_whole
+from sae_outliers.utils.files import atomic_write
 
 
 @torch.no_grad()
@@ -45,7 +45,7 @@ def save_sae(path: Path, sae: SparseAutoencoder, centering: Affine, described: d
     """Weights and centering as safetensors; `described` (JSON) goes into the file's metadata."""
     tensors = {name: tensor.contiguous() for name, tensor in sae.state_dict().items()} | centering.tensors()
     kind = {"class": f"{type(sae).__module__}.{type(sae).__qualname__}", "options": sae.options()}
-    with written_whole(path) as beside:
+    with atomic_write(path) as beside:
         save_file(tensors, beside, metadata={"sae": json.dumps(kind), "described": json.dumps(described)})
 
 

@@ -51,7 +51,7 @@ class AuxK(Revival):
         if len(dead) == 0:
             return 0.0
         k = min(self.k_aux or 2 ** round(math.log2(sae.d_model / 2)), len(dead))
-        weights = of_features(sae, dead)
+        weights = feature_weights(sae, dead)
         # measured: products with a code that is not sparse take longer than dense ones
         reconstruct = reconstruct_densely if 8 * k > len(dead) else reconstruct_sparsely
         e = output.residual
@@ -71,7 +71,7 @@ class GhostGrads(Revival):
     def loss(self, sae: SparseAutoencoder, x: Tensor, output: StepOutput, dead: Tensor) -> Tensor | float:
         if len(dead) == 0:
             return 0.0
-        W_enc, b_enc, W_dec = of_features(sae, dead)
+        W_enc, b_enc, W_dec = feature_weights(sae, dead)
         pre = torch.addmm(b_enc, x - sae.b_dec, W_enc) * (sae.d_model**0.5 / sae.scale)
         # a factor common to a token's features is lost in the scaling below
         ghost = (pre - pre.detach().amax(1, keepdim=True)).exp() @ W_dec
@@ -98,7 +98,7 @@ class PreactLoss(Revival):
         if len(dead) == 0:
             return 0.0
         assert isinstance(sae, JumpReLU)
-        W_enc, b_enc, W_dec = of_features(sae, dead)
+        W_enc, b_enc, W_dec = feature_weights(sae, dead)
         pre = torch.addmm(b_enc, x - sae.b_dec, W_enc)
         short = (sae.threshold[dead] * sae.unit - pre).relu()
         return self.coefficient * (short @ W_dec.norm(dim=1)).mean() / sae.scale
@@ -148,7 +148,7 @@ def reconstruct_densely(x: Tensor, b_dec: Tensor, W_enc: Tensor, b_enc: Tensor, 
     return torch.zeros_like(pre).scatter(1, indices, pre.gather(1, indices).relu()) @ W_dec
 
 
-def of_features(sae: SparseAutoencoder, numbers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def feature_weights(sae: SparseAutoencoder, numbers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """W_enc, b_enc and W_dec of some features, with gradient."""
     W_enc, b_enc, W_dec = (w.index_select(0, numbers) for w in (sae.W_enc.T, sae.b_enc, sae.W_dec))
     return W_enc.T, b_enc, W_dec

@@ -14,8 +14,8 @@ from sae_outliers.config import TrainConfig
 from sae_outliers.results.curves import MetricsFile, Point
 from sae_outliers.sae.base import SparseAutoencoder
 from sae_outliers.training.revival import Revival
-from sae_outliers.utils.files import written_whole
-from sae_outliers.utils.preemption import held_back
+from sae_outliers.utils.files import atomic_write
+from sae_outliers.utils.preemption import defer_preemption
 from sae_outliers.utils.progress import Progress
 
 Batches = Callable[[int], Iterator[Tensor]]  # from a step on: batches [batch_size, d_model]
@@ -108,7 +108,7 @@ class Trainer:
             for key, value in self.optimizer.state.get(p, {}).items():
                 tensors[f"adam.{name}.{key}"] = value
         state = {"step": json.dumps(self.step), "loss": json.dumps(self.last_loss())}
-        with written_whole(path) as beside:
+        with atomic_write(path) as beside:
             save_file({k: v.contiguous() for k, v in tensors.items()}, beside, metadata=state)
 
     @torch.no_grad()
@@ -178,14 +178,14 @@ def train(stack: Sequence[Member], batches: Batches, title: str) -> None:
     start = min(member.trainer.step for member in stack)
     end = max(member.trainer.cfg.steps for member in stack)
     stream = batches(start)
-    with Progress(title, end, "steps") as progress, held_back() as signal:
+    with Progress(title, end, "steps") as progress, defer_preemption() as signal:
         for step in range(start, end):
             x = next(stream)
             for member in stack:
                 if member.trainer.step == step < member.trainer.cfg.steps:
                     member.train_step(x)
             progress.update(step + 1)
-            if signal.came:
+            if signal.received:
                 for member in stack:
                     member.save()
                 signal.deliver()

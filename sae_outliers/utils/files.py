@@ -11,7 +11,7 @@ from typing import Any
 
 
 @contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """Give a path to write to; when the block ends without an error, it becomes `path` in one step."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -30,7 +30,7 @@ def _umask() -> int:
 
 
 def write_json(path: Path, content: Any) -> None:
-    with written_whole(path) as beside:
+    with atomic_write(path) as beside:
         beside.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
@@ -40,7 +40,7 @@ def digest(content: Any, length: int = 12) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()[:length]
 
 
-def stamps(path: Path) -> list[list[str | int]]:
+def file_fingerprints(path: Path) -> list[list[str | int]]:
     """Name, size and time of the last change of a file, or of all files below a folder."""
     files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
     return [[str(file.relative_to(path.parent)), file.stat().st_size, file.stat().st_mtime_ns] for file in files]

@@ -6,7 +6,7 @@ from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
-from sae_outliers.utils.files import written_whole
+from sae_outliers.utils.files import atomic_write
 
 
 def package_folder(module: str, distribution: str, install: str = "make weights") -> Path:
@@ -40,6 +40,6 @@ def converted(name: str, write: Callable[[Path], None]) -> Path:
     """
     path = cache_folder() / name
     if not path.exists():
-        with written_whole(path) as beside:
+        with atomic_write(path) as beside:
             write(beside)
     return path

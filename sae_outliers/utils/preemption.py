@@ -1,4 +1,4 @@
-"""SLURM's word that a job will soon be stopped, held back until the work is at a point from which it can go on.
+"""Defer SLURM's preemption signal to the next safe point.
 
 Submitit has SLURM send USR2 before a time limit or a preemption. Its handler requeues the job and ends the process
 wherever it happens to be; files that are written whole survive that, but the steps since the last checkpoint do not.
@@ -11,38 +11,38 @@ from contextlib import contextmanager
 from types import FrameType
 
 
-class Held:
-    """A signal that is held back, and whether it `came`."""
+class DeferredSignal:
+    """A signal that is deferred, and whether it was `received`."""
 
     def __init__(self) -> None:
         self.handler = signal.getsignal(signal.SIGUSR2)
-        self.came = False
+        self.received = False
 
     def note(self, number: int, frame: FrameType | None) -> None:
-        self.came = True
+        self.received = True
 
     def deliver(self) -> None:
         """Call the handler that the block took the place of: Submitit's does not return, but requeues and exits."""
-        self.came = False
+        self.received = False
         if callable(self.handler):
             self.handler(signal.SIGUSR2, None)
 
 
 @contextmanager
-def held_back() -> Iterator[Held]:
-    """Within the block USR2 is only noted; the block looks at `came` where it can stop, and then calls `deliver`.
+def defer_preemption() -> Iterator[DeferredSignal]:
+    """Within the block USR2 is only noted; the block checks `received` where it can stop, and then calls `deliver`.
 
-    One that came and was not delivered is delivered when the block ends without an error. Where nobody handles the
-    signal, as outside of SLURM, or in a thread, which cannot, nothing is held back.
+    One that was received and not delivered is delivered when the block ends without an error. Where nobody handles the
+    signal, as outside of SLURM, or in a thread, which cannot, nothing is deferred.
     """
-    held = Held()
-    if not callable(held.handler) or threading.current_thread() is not threading.main_thread():
-        yield held
+    deferred = DeferredSignal()
+    if not callable(deferred.handler) or threading.current_thread() is not threading.main_thread():
+        yield deferred
         return
-    signal.signal(signal.SIGUSR2, held.note)
+    signal.signal(signal.SIGUSR2, deferred.note)
     try:
-        yield held
+        yield deferred
     finally:
-        signal.signal(signal.SIGUSR2, held.handler)
-    if held.came:
-        held.deliver()
+        signal.signal(signal.SIGUSR2, deferred.handler)
+    if deferred.received:
+        deferred.deliver()

@@ -9,7 +9,7 @@ from torch import Tensor
 from sae_outliers.config import TrainConfig
 from sae_outliers.sae.architectures.topk import TopK
 from sae_outliers.sae.base import StepOutput
-from sae_outliers.sae.evaluation import count_fates, new_counter
+from sae_outliers.sae.evaluation import count_fates, fate_counter
 from sae_outliers.stats.centering import Affine
 from sae_outliers.training.revival import AuxK
 from sae_outliers.training.trainer import Trainer
@@ -82,4 +82,4 @@ def death_at_init(size: Size, chunks: Sequence[Tensor]) -> Case:
     """Fates of all features on chunks [tokens, d_model], without centering."""
     sae = topk(size, chunks[0].device)
     off = Affine(torch.zeros(size.d_model, device=chunks[0].device))
-    return lambda: count_fates(new_counter(sae), sae, off, chunks)
+    return lambda: count_fates(fate_counter(sae), sae, off, chunks)

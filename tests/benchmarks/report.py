@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from sae_outliers.utils.files import written_whole
+from sae_outliers.utils.files import atomic_write
 from tests.benchmarks import peers
 from tests.benchmarks.figure import growth
 from tests.benchmarks.fresh import DEATH, TRAINING
@@ -34,11 +34,11 @@ WORDS = {
 def write(directory: Path, tables: Mapping[str, pd.DataFrame], text: str) -> None:
     """<name>.csv for each table at full precision, growth.png and README.md."""
     for name, frame in tables.items():
-        with written_whole(directory / f"{name}.csv") as path:
+        with atomic_write(directory / f"{name}.csv") as path:
             frame.to_csv(path, index=False)
-    with written_whole(directory / "growth.png") as path:
+    with atomic_write(directory / "growth.png") as path:
         growth(tables["growth"]).savefig(path, format="png", dpi=200)
-    with written_whole(directory / "README.md") as path:
+    with atomic_write(directory / "README.md") as path:
         path.write_text(text)
 
 

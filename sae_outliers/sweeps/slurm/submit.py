@@ -42,7 +42,7 @@ class Submission:
             return
         if batch.kind == "extract":
             self.extracting[batch.store] = jobs[0]
-        print(f"  {in_short(jobs)}: {batch.model} {batch.kind}, {len(batch.tasks)} task(s)", flush=True)
+        print(f"  {format_array(jobs)}: {batch.model} {batch.kind}, {len(batch.tasks)} task(s)", flush=True)
 
     def _submit(self, batch: Batch) -> list[str]:
         entries = [[self.launched[task] for task in pack] for pack in batch.packs]
@@ -72,6 +72,6 @@ def keep_activations_in(scratch: str, results_dir: Path) -> None:
         link.symlink_to(folder.absolute())
 
 
-def in_short(jobs: Sequence[str]) -> str:
+def format_array(jobs: Sequence[str]) -> str:
     """The tasks of an array, as SLURM writes them."""
     return jobs[0] if len(jobs) == 1 else f"{jobs[0].partition('_')[0]}_[0-{len(jobs) - 1}]"
