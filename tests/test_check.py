@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sae_outliers.activations.extract import store_dir
+from sae_outliers.runs.identity import store_directory
 from sae_outliers.runs.smoke_test import check_model
 from sae_outliers.utils.instantiate import instantiate
 from tests.conftest import Run, composed
@@ -17,7 +17,7 @@ def test_it_prints_shapes_gamma_and_memory_and_leaves_nothing_on_the_disk(comman
     done = command("sae_outliers.run", "model=offline/minilm", "layer=[2,6]", "check=true", "tracker=none")
     assert done.returncode == 0, done.stderr
     said = done.stdout + done.stderr
-    assert "minilm: 6 blocks, 2.271e+07 weights, loaded in" in said
+    assert "minilm: 6 blocks, 2.271e+07 parameters, loaded in" in said
     assert re.search(r"layer 2: \d+ tokens x 384, γ post-LN 0\.\d+, γ raw", said)
 
     assert "one batch of 8 item(s) (input_ids [8, 256], attention_mask [8, 256]) took" in said
@@ -33,7 +33,7 @@ def test_a_width_that_is_not_the_models_is_named() -> None:
 
 def test_data_without_an_item_are_named() -> None:
     cfg = composed("model=synthetic/sparse", "data.source={_target_: tests.test_check.nothing}")
-    with pytest.raises(ValueError, match="data=numbers gives synthetic not a single item"):
+    with pytest.raises(ValueError, match="data=numbers produced no items for synthetic"):
         check_model(cfg, [1])
 
 
@@ -65,7 +65,7 @@ def test_stored_activations_that_changed_in_place_are_other_activations(tmp_path
     rng = np.random.default_rng(0)
     cfg = composed("model=dump", f"path={path}")
     np.save(path, rng.normal(size=(100, 8)).astype(np.float32))
-    before = store_dir(cfg)
-    assert store_dir(cfg) == before
+    before = store_directory(cfg)
+    assert store_directory(cfg) == before
     np.save(path, rng.normal(size=(101, 8)).astype(np.float32))
-    assert store_dir(cfg) != before
+    assert store_directory(cfg) != before

@@ -8,9 +8,9 @@ import pytest
 from omegaconf import OmegaConf
 from torch.utils.flop_counter import FlopCounterMode
 
-from sae_outliers.activations.extract import extract
 from sae_outliers.run import run
 from sae_outliers.runs import job
+from sae_outliers.runs.activations import extract
 from sae_outliers.sweeps import cost as costs
 from sae_outliers.sweeps import plan as sweep
 from sae_outliers.sweeps.cost import Cost

@@ -16,9 +16,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from sae_outliers.activations import extract as extraction
-from sae_outliers.activations.extract import extract, store_dir
 from sae_outliers.activations.store import LayerFiles
 from sae_outliers.run import run
+from sae_outliers.runs.activations import extract
+from sae_outliers.runs.identity import store_directory
 from sae_outliers.sweeps.slurm.task import Submitted, ended
 from sae_outliers.utils.preemption import defer_preemption
 from tests.conftest import composed
@@ -106,11 +107,11 @@ def test_an_extraction_told_to_stop_writes_what_it_has_and_goes_on_from_there(
     monkeypatch.setattr(extraction.Forecast, "update", update_and_signal)
     with pytest.raises(Requeued):
         extract(cut, [1])
-    files = LayerFiles(store_dir(cut), 1)
+    files = LayerFiles(store_directory(cut), 1)
     assert files.extent().items == 3  # and not one of them twice
     extract(cut, [1])
     extract(whole, [1])
-    assert files.rows_path.read_bytes() == LayerFiles(store_dir(whole), 1).rows_path.read_bytes()
+    assert files.rows_path.read_bytes() == LayerFiles(store_directory(whole), 1).rows_path.read_bytes()
 
 
 def test_where_nobody_handles_the_signal_nothing_is_held_back() -> None:

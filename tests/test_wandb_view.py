@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from sae_outliers.results.record import Record
+from sae_outliers.runs.record import Record
 from tests.conftest import ROOT, composed
 
 SCRIPT = ROOT / "launch/wandb_view.py"

@@ -16,6 +16,8 @@ STABLE_NAMES = {
     "sae_outliers.models.transformers.auto": "sae_outliers.models.huggingface",
     "sae_outliers.models.transformers.progen": "sae_outliers.models.progen",
     "sae_outliers.models.transformers.remote_code": "sae_outliers.models.remote_code",
+    "sae_outliers.models.transformers.byte_tokenizer": "sae_outliers.models.byte_tokenizer",
+    "sae_outliers.models.transformers.safetensors_files": "sae_outliers.models.safetensors_files",
     "sae_outliers.models.vision.timm": "sae_outliers.models.timm_vision",
     "sae_outliers.models.vision.packaged_weights": "sae_outliers.models.vision_weights",
     "sae_outliers.models.other.diffusion": "sae_outliers.models.diffusion",
@@ -37,7 +39,8 @@ def stable_name(target: str) -> str:
 def instantiate(node: Any) -> Any:
     """Return the object that a config node describes. Raises whatever its constructor raised."""
     try:
-        return hydra.utils.instantiate(_where_they_are(OmegaConf.to_container(node, resolve=True)))
+        plain = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+        return hydra.utils.instantiate(_where_they_are(plain))
     except InstantiationException as error:
         raise error.__cause__ or error from None
 

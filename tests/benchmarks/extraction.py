@@ -1,16 +1,17 @@
 """What capturing and storing every layer costs beside a plain forward pass over the same tokens."""
 
 import tempfile
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
 import pandas as pd
 import torch
 
-from sae_outliers.activations.extract import Shards, load_backbone
+from sae_outliers.activations.extract import Shards
 from sae_outliers.activations.store import LayerFiles
-from sae_outliers.activations.stream import batches, stream
 from sae_outliers.models.layer_spec import layers_of
+from sae_outliers.runs.activations import stream_of
 from tests.benchmarks.plan import Plan
 from tests.benchmarks.timing import interleaved
 from tests.conftest import composed
@@ -21,12 +22,13 @@ PLAIN = "forward pass alone"
 def table(plan: Plan, device: torch.device) -> pd.DataFrame:
     """A row per case; `ratio` is its median time over that of the forward pass. Empty without the model's package."""
     cfg = composed(f"model={plan.extraction_model}", "layer=all")
+    stream = replace(stream_of(cfg), device=device)
     try:
-        backbone = load_backbone(cfg, device)
+        backbone = stream.load_backbone()
     except (FileNotFoundError, ModuleNotFoundError):
         return pd.DataFrame()
     layers = layers_of(cfg.model, "all")
-    inputs = [batch.to(device) for batch in islice(batches(cfg, backbone, device), plan.extraction_batches)]
+    inputs = [batch.to(device) for batch in islice(stream.batches(backbone), plan.extraction_batches)]
 
     @torch.inference_mode()
     def forward() -> None:
@@ -34,14 +36,14 @@ def table(plan: Plan, device: torch.device) -> pd.DataFrame:
             backbone.module(**batch.inputs)
 
     def capture() -> None:
-        for _ in stream(cfg, backbone, inputs, layers, device):
-            pass
+        for batch in inputs:
+            stream.rows(backbone, batch, layers)
 
     def store() -> None:
         with tempfile.TemporaryDirectory() as folder:
             shards = Shards({layer: LayerFiles(Path(folder), layer) for layer in layers})
-            for captured in stream(cfg, backbone, inputs, layers, device):
-                shards.add(captured)
+            for batch in inputs:
+                shards.add(stream.rows(backbone, batch, layers))
             shards.write()
 
     cases = {PLAIN: forward, f"capturing {len(layers)} layer(s)": capture, "and storing them": store}
