@@ -4,17 +4,16 @@
     python -m sae_outliers.aggregate 'where="train_steps == 0 and n_eval == 20000"'
     python -m sae_outliers.aggregate reference=init_stats.csv expected=conf/model
 
-`where` is a condition on the columns of the records, in pandas' query language. `reference` is a copy of the
-authors' published table of 454 model-layers: the same figures are computed from it and laid beside the own.
-`reference_trained` is a copy of their table of trained SAEs, laid beside the own recovery table.
+`where` is a condition on the columns of the records, and in backticks on any option, in pandas' query language.
+`reference` is a copy of the authors' published table of 454 model-layers: the same figures are computed from it and
+shown next to ours. `reference_trained` is a copy of their table of trained SAEs, likewise.
 
 Records of a planted γ are no natural layers: they enter the tables and figures of recovery alone.
 """
 
-import json
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,9 +26,10 @@ from omegaconf import DictConfig, OmegaConf
 from sae_outliers.analysis import figures, recovery, recovery_figures, tables
 from sae_outliers.analysis.recovery import Trained
 from sae_outliers.analysis.reference import in_published_domains, read_reference, read_trained_reference
-from sae_outliers.analysis.tables import Mix, Table
+from sae_outliers.analysis.select import Mix, check_mixed, describe_mix, measured_once, select
+from sae_outliers.analysis.tables import Table
 from sae_outliers.paths import CONF
-from sae_outliers.results.record import Record, read_records
+from sae_outliers.results.record import read_records
 
 
 @dataclass
@@ -97,87 +97,11 @@ def read_inputs(config: AggregateConfig) -> Inputs:
         if published is None and published_trained is None:
             raise ValueError(f"There are no records below {config.results_dir}/runs: run something first")
         return Inputs(None, None, published, published_trained, expected, [])
-    records = check_columns(select(check_columns(records), config.where))
+    records = select(records, config.where)
     mixed = check_mixed(records, config.allow_mixed)
     natural, trained = records[records["planted_gamma"].isna()], recovery.read_trained(records)
     own = None if natural.empty else natural.reset_index(drop=True)
     return Inputs(own, None if trained.runs.empty else trained, published, published_trained, expected, mixed)
-
-
-def check_columns(records: pd.DataFrame) -> pd.DataFrame:
-    """Raises ValueError where all records lack a column, or one that is never blank has no value in any of them."""
-    always = {field.name for field in fields(Record) if "None" not in str(field.type)}
-    missing = [
-        field.name
-        for field in fields(Record)
-        if field.name not in records or (field.name in always and records[field.name].isna().all())
-    ]
-    if missing:
-        raise ValueError(f"No record has the column(s) {', '.join(missing)}: they were written by another version")
-    return records
-
-
-def select(records: pd.DataFrame, where: str | None) -> pd.DataFrame:
-    """The records for which the condition holds.
-
-    Raises:
-        ValueError: it is no condition on the records' columns, or holds for none of them.
-    """
-    if where is None:
-        return records
-    try:
-        keep = records.eval(where, engine="python", local_dict={}, global_dict={})
-    except Exception as error:  # pandas raises anything from SyntaxError to AttributeError on a malformed condition
-        raise ValueError(f"where={where!r} is not a condition on the records' columns ({error})") from error
-    if not (isinstance(keep, pd.Series) and keep.dtype == bool):
-        raise ValueError(f"where={where!r} is not a condition: it does not say yes or no of each record")
-    if not keep.any():
-        raise ValueError(f"where={where!r} holds for none of the {len(records)} records")
-    return records[keep].reset_index(drop=True)
-
-
-def check_mixed(records: pd.DataFrame, allow: bool) -> list[Mix]:
-    """The settings that are mixed, of natural layers together and of planted ones within each source model.
-
-    Raises:
-        ValueError: there are any, and `allow` does not let them pass, or the records are of different versions.
-    """
-    versions = Mix("schema_version", records["schema_version"].value_counts().sort_index())
-    if len(versions.counts) > 1:
-        raise ValueError(refusal(f"The records differ in {tables.describe_mix([versions])}", "", versions))
-    planted = records["planted_gamma"].notna()
-    sides = [("The records", "planted_gamma.notna() or " if planted.any() else "", records[~planted])]
-    for model, rows in records[planted].groupby("model"):
-        others = f"planted_gamma.isna() or model != {_quoted(model)} or "
-        sides.append((f"The records of {model} with a planted γ", others, rows))
-    mixed = []
-    for who, others, rows in sides:
-        found = tables.mixed_settings(rows)
-        if found and not allow:
-            raise ValueError(refusal(f"{who} differ in {tables.describe_mix(found)}", others, found[0]))
-        mixed += found
-    return mixed
-
-
-def refusal(what: str, others: str, mix: Mix) -> str:
-    """Names a `where` that keeps the commonest value (of the schema the newest), and can be pasted into a shell.
-
-    `others` is the beginning of a condition, which keeps the records that are not concerned.
-    """
-    values = mix.counts.index.tolist()  # Python values, for their repr
-    of_schema = mix.column == "schema_version"
-    if mix.only:
-        others += f"{mix.only[0]} != {_quoted(mix.only[1])} or "
-    where = f"{others}{mix.column} == {_quoted(values[-1] if of_schema else values[int(mix.counts.argmax())])}"
-    return (
-        f"{what}, so their figures do not belong in one table: narrow them, for example with 'where={_quoted(where)}'"
-        + ("" if of_schema else ", or pass allow_mixed=true")
-    )
-
-
-def _quoted(value: object) -> str:
-    """As pandas' query language and Hydra's grammar both read it, without single quotes: the shell needs those."""
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
 
 
 def layers_listed_in(folder: Path) -> dict[str, range]:
@@ -289,7 +213,7 @@ def mixed_note(mixed: Sequence[Mix]) -> str:
     if not mixed:
         return ""
     return (
-        f" Mixed, since allow_mixed=true: {tables.describe_mix(mixed)}. Each setting and seed of a layer is "
+        f" Mixed, since allow_mixed=true: {describe_mix(mixed)}. Each setting and seed of a layer is "
         "a row of its own in means, medians and ρ; counts of layers and resampling take them as one."
     )
 
@@ -298,7 +222,7 @@ def all_figures(inputs: Inputs) -> Iterator[tuple[str, Figure]]:
     for prefix, records in {"": inputs.own, "reference_": inputs.published}.items():
         if records is None:
             continue
-        off = tables.measured_once(records[records["centering"] == "off"])
+        off = measured_once(records[records["centering"] == "off"])
         if len(off):
             yield f"{prefix}gamma_vs_death", figures.gamma_vs_death(off)
         yield (
@@ -328,7 +252,7 @@ def summary(made: list[Table], drawn: list[str], inputs: Inputs, results_dir: Pa
     if "recovery" in frames:
         parts.append(recovery_lines(frames["recovery"]))
     if inputs.mixed:
-        parts.append(f"Mixed, since allow_mixed=true: {tables.describe_mix(inputs.mixed)}")
+        parts.append(f"Mixed, since allow_mixed=true: {describe_mix(inputs.mixed)}")
     names = ", ".join(frames)
     parts.append(f"{results_dir}/tables: {names} (.csv, .md, .tex)")
     if drawn:

@@ -17,7 +17,8 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from sae_outliers.results.record import Record, run_dir
+from sae_outliers.results.layout import run_dir
+from sae_outliers.runs.record import Record
 from sae_outliers.stats import theory
 from sae_outliers.utils.files import write_json
 

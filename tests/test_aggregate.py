@@ -19,7 +19,8 @@ from sae_outliers.analysis.reference import (
     read_reference,
     read_trained_reference,
 )
-from sae_outliers.results.record import Record
+from sae_outliers.analysis.select import check_mixed, select
+from sae_outliers.runs.record import Record
 from tests.test_recovery import make_curve, make_features, store_run
 from tests.test_tables import frame, make_record, many_layers, trained
 
@@ -250,8 +251,8 @@ def test_mixed_records_are_refused(tmp_path: Path) -> None:
 
 def test_where_selects() -> None:
     rows = frame(make_record(), make_record("b", **trained()), make_record("c", 2))
-    assert list(aggregate.select(rows, "train_steps == 0 and model != 'c'")["model"]) == ["a"]
-    assert aggregate.select(rows, None) is rows
+    assert list(select(rows, "train_steps == 0 and model != 'c'")["model"]) == ["a"]
+    assert select(rows, None) is rows
 
 
 @pytest.mark.parametrize(
@@ -259,15 +260,15 @@ def test_where_selects() -> None:
     [
         ("layers == 1", "is not a condition on the records' columns"),
         ("layer ==", "is not a condition on the records' columns"),
-        ("layer + 1", "does not say yes or no"),
-        ("layer", "does not say yes or no"),
+        ("layer + 1", "is not a boolean expression"),
+        ("layer", "is not a boolean expression"),
         ("layer == 7", "holds for none of the 1 records"),
         ("@pd.read_csv('x')", "is not a condition on the records' columns"),
     ],
 )
 def test_a_bad_where_is_named(where: str, message: str) -> None:
     with pytest.raises(ValueError, match="where=") as error:
-        aggregate.select(frame(make_record()), where)
+        select(frame(make_record()), where)
     assert message in str(error.value)
 
 
@@ -297,13 +298,13 @@ MIXED: dict[str, list[Record]] = {  # the last record is the one that the hint l
 @pytest.mark.parametrize("records", MIXED.values(), ids=MIXED.keys())
 def test_what_a_refusal_proposes_works_in_a_shell(tmp_path: Path, records: list[Record]) -> None:
     with pytest.raises(ValueError, match="differ in") as error:
-        aggregate.check_mixed(frame(*records), allow=False)
+        check_mixed(frame(*records), allow=False)
     shown = f"{sys.executable} -c 'import sys; print(sys.argv[1])' {hinted(str(error.value))}"
     typed = subprocess.run(["bash", "-c", shown], capture_output=True, text=True, check=True).stdout.strip()
     config: Any = compose_aggregate(typed)
-    left = aggregate.select(frame(*records), config.where)
+    left = select(frame(*records), config.where)
     assert list(left["run_id"]) == [record.run_id for record in records[:-1]]
-    assert not aggregate.check_mixed(left, allow=False)
+    assert not check_mixed(left, allow=False)
 
 
 def compose_aggregate(override: str) -> Any:
@@ -314,29 +315,19 @@ def compose_aggregate(override: str) -> Any:
 def test_records_of_two_versions_are_refused_even_if_mixed_ones_are_allowed() -> None:
     rows = frame(make_record(), make_record(layer=2, schema_version=2))
     with pytest.raises(ValueError, match="schema_version == 2") as error:
-        aggregate.check_mixed(rows, allow=True)
+        check_mixed(rows, allow=True)
     assert "allow_mixed" not in str(error.value)
     with pytest.raises(ValueError, match="schema_version == 2"):  # natural ones of one version, planted of the other
-        aggregate.check_mixed(frame(make_record(), make_record(schema_version=2, planted_gamma=2.0)), allow=False)
+        check_mixed(frame(make_record(), make_record(schema_version=2, planted_gamma=2.0)), allow=False)
 
 
 def test_settings_may_differ_between_natural_layers_and_planted_ones_and_between_sources() -> None:
     natural, other = make_record(), make_record("c", planted_gamma=2.0, k=9)
-    assert not aggregate.check_mixed(frame(natural, *planted(), other), allow=False)
-    mixed = aggregate.check_mixed(frame(natural, make_record(layer=2, k=3), *planted()), allow=True)
+    assert not check_mixed(frame(natural, *planted(), other), allow=False)
+    mixed = check_mixed(frame(natural, make_record(layer=2, k=3), *planted()), allow=True)
     assert [mix.column for mix in mixed] == ["k"]
     with pytest.raises(ValueError, match="The records of c with a planted γ differ in k"):
-        aggregate.check_mixed(frame(natural, other, make_record("c", 2, planted_gamma=2.0)), allow=False)
-
-
-def test_records_of_another_version_are_named() -> None:
-    rows = frame(make_record(), make_record("new", 2))
-    with pytest.raises(ValueError, match=r"No record has the column\(s\) fvu"):
-        aggregate.check_columns(rows.drop(columns="fvu"))
-    old = rows.assign(revival=[None, "none"], k=[None, 64])  # as they are read beside newer ones
-    assert aggregate.check_columns(old) is old
-    with pytest.raises(ValueError, match=r"No record has the column\(s\) revival, k: they were written by another"):
-        aggregate.check_columns(old[:1])
+        check_mixed(frame(natural, other, make_record("c", 2, planted_gamma=2.0)), allow=False)
 
 
 def test_expected_layers_come_from_model_configs(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Recovery: tables and figures against hand-made runs, naive loops and cases whose answer is known."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,9 @@ import pytest
 
 from sae_outliers.analysis import recovery, recovery_figures
 from sae_outliers.analysis.recovery import Trained
-from sae_outliers.results.record import Record, read_records, run_dir, write_record
+from sae_outliers.results.layout import run_dir
+from sae_outliers.results.record import read_records, write_row
+from sae_outliers.runs.record import Record
 from tests.test_tables import make_record, trained
 
 CENTERED = {"theory_pct_topk": 0.0, "theory_pct_relu": 0.0}  # of what is left of γ
@@ -49,7 +52,7 @@ def store_run(
 ) -> None:
     directory = run_dir(results_dir, record.model, record.layer, record.run_id)
     directory.mkdir(parents=True, exist_ok=True)
-    write_record(directory, record)
+    write_row(directory, asdict(record))
     if curve is not None:
         curve.to_parquet(directory / "curves.parquet")
     if features is not None:

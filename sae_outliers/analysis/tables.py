@@ -13,7 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
-from sae_outliers.results.record import INIT_SETTINGS, OPTIONS_OF, TRAIN_SETTINGS
+from sae_outliers.analysis.select import measured_once
 from sae_outliers.utils.files import atomic_write
 
 Floats = NDArray[np.float64]
@@ -38,49 +38,7 @@ class Table(NamedTuple):
     note: str
 
 
-# --- which records may stand together -------------------------------------------------------------------
-
-
-class Mix(NamedTuple):
-    """A setting in which records differ that one table may not mix."""
-
-    column: str
-    counts: pd.Series  # records by value
-    only: tuple[str, str] | None = None  # column and name of the one type whose option it is
-
-
-def mixed_settings(records: pd.DataFrame) -> list[Mix]:
-    """Settings of the training count among trained records only, and options of a type among records of that type."""
-    trained = records[records["train_steps"] > 0]
-    checks = [Mix(name, records[name]) for name in ("schema_version", *INIT_SETTINGS)]
-    checks += [Mix(name, trained[name]) for name in TRAIN_SETTINGS]
-    for name, kind in OPTIONS_OF.items():
-        rows = records if name == "init_b_dec" else trained  # b_dec is there before the first step
-        checks += [Mix(name, of_type[name], (kind, str(type_))) for type_, of_type in rows.groupby(kind)]
-    counted = [mix._replace(counts=mix.counts.value_counts(dropna=False).sort_index()) for mix in checks]
-    return [mix for mix in counted if len(mix.counts) > 1]
-
-
-def describe_mix(mixed: Sequence[Mix]) -> str:
-    """For example `n_eval (20000 in 33, 100000 in 2 of the records); seed (0 in 34, 1 in 1 of the records)`."""
-    return "; ".join(
-        f"{mix.column}{f' of {mix.only[0]}={mix.only[1]}' if mix.only else ''} "
-        f"({', '.join(f'{value} in {n}' for value, n in mix.counts.items())} of the records)"
-        for mix in mixed
-    )
-
-
-def measured_once(records: pd.DataFrame, by_sae: bool = False) -> pd.DataFrame:
-    """One record for each figure at initialisation, so that no layer counts twice.
-
-    At initialisation an SAE does not depend on how it will be trained, nor (unless `by_sae`) on its type: a
-    trained record is preferred to one without training, topk to relu.
-    """
-    key = ["model", "layer", "centering", "schema_version", *INIT_SETTINGS, "init_b_dec", "planted_gamma"]
-    key += ["sae"] if by_sae else []
-    preferred = records.assign(_type=records["sae"].ne("topk"), _untrained=-records["train_steps"])
-    preferred = preferred.sort_values(["_type", "_untrained"], kind="stable").drop_duplicates(key)
-    return preferred.sort_index().drop(columns=["_type", "_untrained"])
+# --- coverage ------------------------------------------------------------------------------------------
 
 
 def coverage(records: pd.DataFrame, expected: dict[str, range] | None = None) -> pd.DataFrame:
