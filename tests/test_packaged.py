@@ -187,7 +187,13 @@ def test_failed_conversion_leaves_no_folder(cache: Path) -> None:
     assert folders(cache) == []
 
 
-def test_killed_conversion_leaves_the_place_empty_and_the_next_one_fills_it(cache: Path) -> None:
+@pytest.mark.parametrize("same_pid", [False, True])
+def test_killed_conversion_leaves_the_place_empty_and_the_next_one_fills_it(
+    same_pid: bool, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if same_pid:  # as in a container that is started again
+        monkeypatch.setattr(os, "getpid", lambda: 7)
+
     def be_killed(folder: Path) -> None:
         (folder / "half").touch()
         os._exit(9)

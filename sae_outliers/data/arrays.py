@@ -116,6 +116,7 @@ def _npy(file: Path, _key: str | None) -> list[Piece]:
 
 
 def _piece(array: np.ndarray, part: Any, where: str) -> Piece:
+    # not inside the loop of the caller, where every lambda would see the last `part`
     return lambda _rng: iter([_tensor(array[part], where)])
 
 
@@ -212,7 +213,7 @@ def _tensor(array: np.ndarray, where: str) -> Tensor:
     """Return a copy, because memory-mapped files must not be written to. Raise ValueError unless it holds floats."""
     if array.dtype.kind != "f":
         raise ValueError(f"{where} contains {array.dtype}, not floating-point numbers")
-    return torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("=")))
+    return torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("=")))  # torch has no other byte order
 
 
 def _floating(tensor: Tensor, where: str) -> Tensor:

@@ -58,6 +58,7 @@ def shuffled(documents: Iterable[T], seed: int, buffer: int, fraction: float = 1
         held.append(document)
         if len(held) > buffer:
             i = rng.randrange(len(held))
+            # swapped with the last, because removing from the middle of a list takes time proportional to its length
             held[i], held[-1] = held[-1], held[i]
             yield held.pop()
     rng.shuffle(held)

@@ -35,7 +35,7 @@ def content_digest(document: Any) -> bytes:
 
 def _parts(document: Any) -> Iterator[bytes]:
     if isinstance(document, str):
-        yield document.encode(errors="surrogatepass")
+        yield document.encode(errors="surrogatepass")  # web text can contain lone surrogates
     elif isinstance(document, bytes):
         yield document
     elif isinstance(document, dict):

@@ -36,6 +36,7 @@ class HubRows:
         configuration, split or column, or no rows.
         """
         dataset = self._open()
+        # files without a schema, such as jsonl, have no column names before a row is read
         held = dataset.column_names or list(next(iter(dataset), {}))
         if held and not set(columns) <= set(held):
             raise ValueError(f"{self.dataset} has no column {', '.join(sorted({*columns} - {*held}))}: it has {held}")

@@ -92,6 +92,7 @@ def readable(files: Iterable[tuple[str, Path | BytesIO | str]]) -> Iterator[Imag
         try:
             with Image.open(file) as image:
                 whole = image.convert("RGB")
+        # Pillow raises SyntaxError for damaged PNG chunks
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             log.warning("%s is skipped because it cannot be read: %s", name, error)
             continue

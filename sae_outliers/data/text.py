@@ -56,7 +56,7 @@ def docstrings(folder: Path) -> Iterator[str]:
 def docstrings_of(file: Path) -> list[str]:
     """Return the docstrings in a file, outer definitions before inner ones; none if it is not valid Python."""
     documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    with warnings.catch_warnings(action="ignore"):
+    with warnings.catch_warnings(action="ignore"):  # about escape sequences in code that is not ours
         try:
             tree = ast.parse(file.read_bytes())
         except (SyntaxError, ValueError):

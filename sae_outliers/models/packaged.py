@@ -95,6 +95,7 @@ def _convert_sapiens(models: Path, checkpoint: str, folder: Path) -> None:
     from transformers import RobertaForMaskedLM
 
     weights = package_file("sapiens", "sapiens", f"models/v1/{checkpoint}")
+    # fairseq stores its options with the weights
     with torch.serialization.safe_globals([argparse.Namespace]):
         trained = torch.load(weights, map_location="cpu", weights_only=True)
     model = RobertaForMaskedLM(_roberta_config(trained["args"], trained["model"]))

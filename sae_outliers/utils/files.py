@@ -21,6 +21,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     # hosts that share a file system can have equal process ids
     beside = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+    _remove(beside)  # a killed process with the same id may have left it
     try:
         yield beside
         if beside.is_dir():
@@ -29,10 +30,14 @@ def atomic_write(path: Path) -> Iterator[Path]:
             os.chmod(beside, 0o666 & ~_umask())  # safetensors makes files that only their owner can read
             os.replace(beside, path)
     finally:
-        if beside.is_dir():
-            shutil.rmtree(beside)
-        else:
-            beside.unlink(missing_ok=True)
+        _remove(beside)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _rename_folder(source: Path, target: Path) -> None:

@@ -75,7 +75,7 @@ def _network(weights: dict[str, Tensor]) -> tuple[Any, Any]:
         tokenizers=SimpleNamespace(sequence=tokenizer),
     )
     module.load_state_dict(weights)
-    module.transformer.blocks[0].geom_attn = NoFrames()
+    module.transformer.blocks[0].geom_attn = NoFrames()  # the only block with geometric attention
     return tokenizer, module.float().eval()
 
 

@@ -82,7 +82,7 @@ def count_blocks(
 ) -> int:
     """Return the number of blocks of a checkpoint from its configuration alone. Arguments and errors: see `load`."""
     code = permitted_code(checkpoint, revision, code, trust_remote_code)
-    with torch.device("meta"):
+    with torch.device("meta"):  # allocates no memory for the weights
         module = construct(checkpoint, revision, code)
     return len(block_list(module, blocks_path(module, blocks)))
 

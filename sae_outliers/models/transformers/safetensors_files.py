@@ -37,7 +37,7 @@ def fill(module: nn.Module, tensors: Iterable[dict[str, Tensor]], checkpoint: st
     filled: set[int] = set()  # by address, because tied weights are stored under one of their names
     for part in tensors:
         with torch.no_grad():
-            module.load_state_dict(part, strict=False)
+            module.load_state_dict(part, strict=False)  # a file has only some of the weights; checked at the end
         parameters = module.named_parameters(remove_duplicate=False)
         filled |= {weight.data_ptr() for name, weight in parameters if name in part}
     lacking = sorted(name for name, weight in module.named_parameters() if weight.data_ptr() not in filled)

@@ -101,9 +101,8 @@ def find_blocks(module: nn.Module, path: str | None = None) -> Sequence[nn.Modul
 
 def flat_blocks(blocks: nn.Module) -> Sequence[nn.Module]:
     """Return the blocks in the order of the forward pass, with stages replaced by their blocks."""
-    stages = (
-        getattr(child, "blocks", child) for child in blocks.children()
-    )  # timm's stage classes hold theirs in `blocks`
+    # timm's stage classes have an attribute `blocks`; in ResNets and RegNets a stage is a plain Sequential
+    stages = (getattr(child, "blocks", child) for child in blocks.children())
     return [block for stage in stages for block in (stage if isinstance(stage, nn.Sequential) else [stage])]
 
 
