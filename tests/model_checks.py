@@ -1,4 +1,4 @@
-"""What must hold for any backbone, whichever way its model was loaded."""
+"""Checks that any backbone must pass, however its model is loaded."""
 
 import torch
 from torch import Tensor
@@ -8,7 +8,7 @@ from sae_outliers.models.backbone import Backbone, Batch
 
 
 def batch_of(backbone: Backbone, *documents: str) -> Batch:
-    """The documents' items as one batch."""
+    """Return the documents' items as one batch."""
     (batch,) = backbone.batches(documents, batch_size=100)
     assert batch.mask is not None
     assert batch.special is not None
@@ -16,12 +16,12 @@ def batch_of(backbone: Backbone, *documents: str) -> Batch:
 
 
 def captured(backbone: Backbone, *documents: str) -> dict[int, Tensor]:
-    """The outputs [items, positions, d_model] of all layers."""
+    """Return the outputs [items, positions, d_model] of all layers."""
     return capture(backbone, batch_of(backbone, *documents), range(1, len(backbone.blocks) + 1))
 
 
 def stops_after(backbone: Backbone, layer: int, document: str) -> bool:
-    """Whether `layer` is captured as beside all the others, without a later block having run."""
+    """Return True if `layer` is captured as when all layers are, and no later block ran."""
     ran: list[int] = []
     hooks = [
         block.register_forward_hook(lambda *_, number=number: ran.append(number))
@@ -34,7 +34,7 @@ def stops_after(backbone: Backbone, layer: int, document: str) -> bool:
 
 
 def padding_leaks(backbone: Backbone, short: str, long: str, tolerance: float = 1e-5) -> bool:
-    """Whether the real tokens of `short` come out differently beside a longer item, which pads them."""
+    """Return True if the tokens of `short` change when a longer item in the batch pads them."""
     alone, padded = captured(backbone, short), captured(backbone, short, long)
     assert batch_of(backbone, short).mask.all()  # type: ignore[union-attr]
     return any(

@@ -1,4 +1,4 @@
-"""FASTA files: proteins record by record, genomes in windows."""
+"""FASTA files: proteins by record, genomes by window."""
 
 import gzip
 import random
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from sae_outliers.data import fasta
-from sae_outliers.data.genome import Genome, Windows
+from sae_outliers.data.genome import DnaWindows, Genome
 from sae_outliers.data.protein import Proteins
 
 RESIDUES = "ACDEFGHIKLMNPQRSTVWY"
@@ -57,7 +57,7 @@ def test_a_record_that_is_not_read_is_skipped(tmp_path: Path) -> None:
 
 
 def test_several_gz_members_are_one_file(tmp_path: Path) -> None:
-    """As bgzip writes them."""
+    """bgzip writes such files."""
     (tmp_path / "a.fa.gz").write_bytes(gzip.compress(b">a\nAC") + gzip.compress(b"DE\n>b\nFG"))
     assert [b"".join(lines) for _, lines in fasta.read_fasta(tmp_path / "a.fa.gz")] == [b"ACDE", b"FG"]
 
@@ -79,7 +79,7 @@ def test_proteins_come_in_the_order_of_the_seed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("source", [Proteins, Genome])
 def test_a_file_is_not_read_to_its_end_before_the_first_document(tmp_path: Path, source: type) -> None:
-    """The file is damaged at its end: what comes before arrives, and the damage is reported when it is reached."""
+    """The file is damaged at its end: earlier documents are read, and the damage is reported when it is reached."""
     file = tmp_path / "a.fa.gz"
     file.write_bytes(gzip.compress(wrapped([letters("ACGT", 5000) for _ in range(100)]))[:-5000])
     options = {"window": 5000} if source is Genome else {}
@@ -92,8 +92,8 @@ def test_a_file_is_not_read_to_its_end_before_the_first_document(tmp_path: Path,
 @pytest.mark.parametrize(("content", "message"), [
     (b"", "there is no protein of 1 residues in"),
     (b"MKVLA\n", r"a\.fa is not a FASTA file: it does not begin with >"),
-    (b">a\nMKV1A\n", r"a\.fa, record a, has the letter '1', which is no residue"),
-    ("> a\nMKVÄ\n".encode(), "which is no residue"),
+    (b">a\nMKV1A\n", r"a\.fa, record a, has the letter '1', which is not a residue"),
+    ("> a\nMKVÄ\n".encode(), "which is not a residue"),
 ])  # fmt: skip
 def test_what_is_no_protein_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
     with pytest.raises(ValueError, match=message):
@@ -101,7 +101,7 @@ def test_what_is_no_protein_is_refused(tmp_path: Path, content: bytes, message: 
 
 
 def naive_windows(sequence: str, window: int, shortest: int, max_n: float, glm2: bool) -> list[str]:
-    """Windows of a sequence in A, C, G, T and N that is in memory whole, letter by letter."""
+    """Return the windows of a complete sequence of A, C, G, T and N, letter by letter."""
     stretches = [""]
     for i, base in enumerate(sequence):
         gap = base == "N" and (glm2 or "N" in (sequence[max(i - 1, 0) : i], sequence[i + 1 : i + 2]))
@@ -121,9 +121,9 @@ def naive_windows(sequence: str, window: int, shortest: int, max_n: float, glm2:
 def test_windows_are_those_of_the_sequence_as_a_whole(
     width: int, soft_masked: str, glm2: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sae_outliers.data.genome.LINES", 3)
+    monkeypatch.setattr("sae_outliers.data.genome.LINES_AT_ONCE", 3)
     rng = random.Random(width)
-    cut = Windows(window=50, shortest=20, max_n=0.05, soft_masked=soft_masked, glm2=glm2)
+    cut = DnaWindows(window=50, shortest=20, max_n=0.05, soft_masked=soft_masked, glm2=glm2)
     for _ in range(20):
         runs = rng.choices(["ACGT", "acgt", "N", "ACGTN", "acgtr", "ACGTACGTACGTR"], [6, 2, 2, 1, 1, 3], k=12)
         genome = "".join("".join(rng.choices(run, k=rng.randrange(1, 120))) for run in runs)
@@ -133,9 +133,9 @@ def test_windows_are_those_of_the_sequence_as_a_whole(
 
 
 def test_runs_of_n_never_reach_the_model_and_single_ones_stay() -> None:
-    cut = Windows(window=100, shortest=5, max_n=0.2)
+    cut = DnaWindows(window=100, shortest=5, max_n=0.2)
     assert list(cut.cut([b"NNNACGTACGNN", b"NNTTTTNTTTTN", b"N"], "here")) == ["ACGTACG", "TTTTNTTTT"]
-    assert list(Windows(window=100, shortest=5, max_n=0.0).cut([b"TTTTNTTTT"], "here")) == []
+    assert list(DnaWindows(window=100, shortest=5, max_n=0.0).cut([b"TTTTNTTTT"], "here")) == []
 
 
 def test_contigs_are_not_joined_and_every_base_is_in_one_window(tmp_path: Path) -> None:
@@ -151,7 +151,7 @@ def test_contigs_are_not_joined_and_every_base_is_in_one_window(tmp_path: Path) 
 
 
 def test_memory_holds_a_window_and_not_the_genome(tmp_path: Path) -> None:
-    """A chromosome of 20 Mb on one line, of which windows are taken with a fraction of that in memory."""
+    """A chromosome of 20 Mb on one line is cut into windows with a fraction of that in memory."""
     import tracemalloc
 
     def chunks() -> Iterator[bytes]:
@@ -170,7 +170,7 @@ def test_memory_holds_a_window_and_not_the_genome(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("content", "options", "message"), [
-    (b">p\nACGTMKVLE\n", {}, r"a\.fa, record p, has the letter 'L', which is no base \(proteins: data=fasta\)"),
+    (b">p\nACGTMKVLE\n", {}, r"a\.fa, record p, has the letter 'L', which is not a base \(proteins: data=fasta\)"),
     (b">p\n" + b"ACGT" * 9, {}, r"no window in .*a\.fa has 1000 bases or more and a fraction of N up to 0.01: change"),
     (b"", {}, r"no window in .*a\.fa has 1000 bases"),
     (b">p\nACGT\n", {"soft_masked": "maybe"}, "soft_masked=maybe does not exist: use keep or drop"),

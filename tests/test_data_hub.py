@@ -1,4 +1,4 @@
-"""Datasets of the hub: read here from local copies in the same layout, which take the same way."""
+"""Datasets of the hub, read from local copies with the same layout through the same code."""
 
 import gzip
 import json
@@ -42,7 +42,7 @@ CONTIG = "<+>MALTK<->MLGID<+>ggcc<+>MATIK"
 
 
 def parquet(folder: Path, columns: dict[str, list[Any]], files: int = 4) -> str:
-    """A dataset as the hub holds it: parquet files, with rows in several groups."""
+    """Write a dataset in the hub's layout: parquet files with several row groups."""
     (folder / "data").mkdir(parents=True)
     for part in range(files):
         table = pa.table({name: values[part::files] for name, values in columns.items()})
@@ -57,7 +57,7 @@ def texts(tmp_path: Path) -> str:
 
 @pytest.fixture(autouse=True)
 def without_its_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`datasets` waits 5 s when a stream of several parquet files ends, on account of older releases of Arrow."""
+    """Skip the 5 s that `datasets` waits after a stream of several parquet files because of older Arrow releases."""
     from datasets import config
 
     monkeypatch.setattr(config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0, raising=False)
@@ -81,13 +81,13 @@ def test_a_seed_fixes_the_order_across_processes(texts: str) -> None:
 
 
 def test_the_seed_orders_the_files_too(texts: str) -> None:
-    """The buffer is a tenth of the rows, so that those of one file could come first whatever the seed."""
+    """The buffer is a tenth of the rows, so that with a fixed file order the same file would always come first."""
     first = [int(next(HubColumn(dataset=texts, buffer=20)(seed)).split()[1]) % 4 for seed in range(12)]
     assert len(set(first)) > 2
 
 
 def test_a_dataset_is_not_read_to_its_end(tmp_path: Path) -> None:
-    """The file's last rows are damaged: the first come, and the damage shows when it is reached."""
+    """The file's last rows are damaged: the first are read, and the damage is reported when it is reached."""
     columns = {"text": [f"{i} {np.random.default_rng(i).bytes(400).hex()}" for i in range(400)]}
     file = Path(parquet(tmp_path / "d", columns, files=1)) / "data" / "train-00000-of-00001.parquet"
     start = pq.ParquetFile(file).metadata.row_group(38).column(0).dictionary_page_offset
@@ -96,7 +96,7 @@ def test_a_dataset_is_not_read_to_its_end(tmp_path: Path) -> None:
     file.write_bytes(content)
     documents = HubColumn(dataset=str(tmp_path / "d"), buffer=30)(0)
     assert len(list(islice(documents, 100))) == 100  # pyarrow reads up to 16 row groups ahead
-    with pytest.raises(ValueError, match=r"the dataset .*/d cannot be read on: "):
+    with pytest.raises(ValueError, match=r"the dataset .*/d cannot be read any further: "):
         list(documents)
 
 
@@ -121,7 +121,7 @@ def test_what_is_wrong_with_a_dataset_is_said(tmp_path: Path, texts: str) -> Non
         (HubColumn(dataset=texts, column="body"), r"has no column body: it has \['id', 'text'\]"),
         (HubColumn(dataset=texts, split="test"), "cannot be opened: .*test"),
         (HubColumn(dataset=texts, config="other"), "cannot be opened: .*other"),
-        (HubColumn(dataset=empty), "empty (has no rows in its split train|cannot be read on)"),
+        (HubColumn(dataset=empty), "empty (has no rows in its split train|cannot be read any further)"),
         (HubColumn(dataset=str(tmp_path / "nothing")), "nothing cannot be opened: "),
     ]:
         with pytest.raises(ValueError, match=message):
@@ -132,7 +132,7 @@ def test_what_is_wrong_with_a_dataset_is_said(tmp_path: Path, texts: str) -> Non
 
 @pytest.mark.parametrize("offline", ["1", "0"])
 def test_without_the_hub_one_sentence_says_so_at_once(offline: str) -> None:
-    """Offline by HF_HUB_OFFLINE, and with a hub that nobody answers for."""
+    """Offline because of HF_HUB_OFFLINE, or because nothing answers at the hub's address."""
     code = "from sae_outliers.data.hub import HubColumn; HubColumn(dataset='someone/something')(0)"
     start = time.monotonic()
     environment = os.environ | {"HF_HUB_OFFLINE": offline, "HF_ENDPOINT": "http://127.0.0.1:9"}
@@ -149,7 +149,7 @@ def test_proteins_of_a_dataset_are_cleaned(tmp_path: Path) -> None:
     folder = parquet(tmp_path / "d", {"sequence": ["mkvl*", "MK", "AC-DE", "ACDEF"]}, files=1)
     assert sorted(HubProteins(dataset=folder, shortest=4)(0)) == ["ACDE", "ACDEF", "MKVL"]
     wrong = parquet(tmp_path / "e", {"sequence": ["MK1"]}, files=1)
-    with pytest.raises(ValueError, match=r"a row of .*e has the letter '1', which is no residue"):
+    with pytest.raises(ValueError, match=r"a row of .*e has the letter '1', which is not a residue"):
         list(HubProteins(dataset=wrong)(0))
 
 
@@ -208,14 +208,14 @@ def test_images_of_a_dataset_come_whole_and_broken_ones_are_named(
     assert {image.tobytes() for image in images} > {image.tobytes() for image in pixels}
     assert [image.tobytes() for image in images] == [image.tobytes() for image in source(0)]
     assert [image.tobytes() for image in images] != [image.tobytes() for image in source(1)]
-    assert all(f"of {folder} is left out, for it cannot be read" in message for message in caplog.messages)
+    assert all(f"of {folder} is skipped because it cannot be read" in message for message in caplog.messages)
     assert caplog.messages
-    with pytest.raises(ValueError, match="the column holds int and no images"):
+    with pytest.raises(ValueError, match="the column contains int, not images"):
         HubImages(dataset=folder, column="label")(0)
 
 
 def test_images_declared_as_such_are_not_decoded_before_their_turn(tmp_path: Path) -> None:
-    """The way that datasets on the hub are written, with the column's type in the files."""
+    """Datasets on the hub declare the column's type in their files."""
     import datasets
 
     images = [Image.new("RGB", (5 + i, 5), (i, 0, 0)) for i in range(12)]

@@ -1,4 +1,4 @@
-"""Whole images from a folder with folders of classes in it."""
+"""Whole images from a folder with a subfolder per class."""
 
 import logging
 from pathlib import Path
@@ -11,7 +11,7 @@ from sae_outliers.data.images import ImageFolder
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """12 images in three classes; the width says which image it is."""
+    """Write 12 images in three classes; the width identifies the image."""
     for i in range(12):
         place = tmp_path / f"class{i % 3}" / "images"
         place.mkdir(parents=True, exist_ok=True)
@@ -36,7 +36,7 @@ def test_an_image_that_cannot_be_read_is_named_and_left_out(folder: Path, caplog
     with caplog.at_level(logging.WARNING):
         images = list(ImageFolder(str(folder))(0))
     assert len(images) == 12
-    assert sorted(message.partition(" is left out, for it cannot be read: ")[0] for message in caplog.messages) == [
+    assert sorted(message.partition(" is skipped because it cannot be read: ")[0] for message in caplog.messages) == [
         str(folder / "class1" / "cut.jpg"), str(folder / "class1" / "text.png"),
     ]  # fmt: skip
 

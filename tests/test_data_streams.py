@@ -1,4 +1,4 @@
-"""What sources share: files by name, the bounded shuffle, and each document once."""
+"""Helpers of the data sources: files by name, the bounded shuffle, and the removal of duplicates."""
 
 import tracemalloc
 from collections import Counter
@@ -11,12 +11,12 @@ import pytest
 import torch
 from PIL import Image
 
-from sae_outliers.data.base import matching_files, shuffled, some
-from sae_outliers.data.dedup import digest, distinct
+from sae_outliers.data.base import matching_files, require_nonempty, shuffled
+from sae_outliers.data.dedup import content_digest, distinct
 
 
 def endless() -> Iterator[int]:
-    """Numbers that must not be read far: the test fails if they are."""
+    """Yield numbers, and fail if they are read to the end."""
     yield from range(200)
     raise AssertionError("the stream was read to its end")
 
@@ -34,29 +34,29 @@ def test_no_more_is_read_than_the_buffer_and_what_was_taken() -> None:
 
 
 def test_where_documents_go_is_even() -> None:
-    """A stream shorter than the buffer is shuffled whole: each place gets each document equally often."""
+    """A stream shorter than the buffer is shuffled completely: each document is equally often the first."""
     firsts = Counter(next(shuffled(range(4), seed, buffer=10)) for seed in range(800))
     assert all(140 < firsts[i] < 260 for i in range(4))
 
 
-def test_a_share_takes_so_many_and_spreads_the_buffer() -> None:
-    taken = list(shuffled(range(20_000), 0, buffer=100, share=0.1))
+def test_a_fraction_takes_so_many_and_spreads_the_buffer() -> None:
+    taken = list(shuffled(range(20_000), 0, buffer=100, fraction=0.1))
     assert len(set(taken)) == len(taken)
     assert 1800 < len(taken) < 2200
     assert max(taken[:50]) > 900  # the first come from what ten times the buffer spans
-    assert taken == list(shuffled(range(20_000), 0, buffer=100, share=0.1))
+    assert taken == list(shuffled(range(20_000), 0, buffer=100, fraction=0.1))
 
 
-@pytest.mark.parametrize("options", [{"share": 0.0}, {"share": 1.5}, {"buffer": 0}])
-def test_a_share_or_buffer_of_nothing_is_refused(options: dict[str, float]) -> None:
+@pytest.mark.parametrize("options", [{"fraction": 0.0}, {"fraction": 1.5}, {"buffer": 0}])
+def test_a_fraction_or_buffer_of_nothing_is_refused(options: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="must be above 0 and at most 1, and buffer="):
         list(shuffled([1], 0, **{"buffer": 1, **options}))  # type: ignore[arg-type]
 
 
 def test_nothing_at_all_is_an_error_that_says_what_is_missing() -> None:
-    assert list(some(iter("abc"), "no letters")) == ["a", "b", "c"]
+    assert list(require_nonempty(iter("abc"), "no letters")) == ["a", "b", "c"]
     with pytest.raises(ValueError, match="no letters"):
-        some([], "no letters")
+        require_nonempty([], "no letters")
 
 
 def test_files_are_named_by_path_folder_or_pattern_each_once(tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ def test_it_reads_no_further_than_asked() -> None:
 
 
 def test_digests_are_8_bytes_and_memory_is_what_is_said() -> None:
-    assert len(digest("x" * 10_000)) == 8
+    assert len(content_digest("x" * 10_000)) == 8
     documents = distinct(f"{i:0200}" for i in range(20_000))
     tracemalloc.start()
     count = sum(1 for _ in documents)

@@ -74,7 +74,7 @@ def test_a_seed_fixes_the_order_across_processes(tmp_path: Path) -> None:
 
 
 def test_files_are_opened_one_by_one(tmp_path: Path) -> None:
-    """The first documents come although the last file is broken, which is reported when it is reached."""
+    """The first documents are read although the last file is damaged, which is reported when it is reached."""
     for part in range(4):
         write(tmp_path / f"{part}.jsonl", jsonl(TEXTS))
     last = matching_files(str(tmp_path), KINDS, seed=0)[-1]
@@ -90,7 +90,7 @@ def test_what_is_wrong_with_a_file_is_said(tmp_path: Path) -> None:
         write(tmp_path / "a.jsonl", jsonl(TEXTS, "body")): r"a\.jsonl has no column text: it has body, id",
         write(tmp_path / "empty.txt", ""): r"there is no text in .*empty\.txt",
         write(tmp_path / "blank.txt", "\n \n"): r"there is no text in .*blank\.txt",
-        write(tmp_path / "a.csv", "x"): r"a\.csv is not a file of text: known are \.txt",
+        write(tmp_path / "a.csv", "x"): r"a\.csv is not a supported text file: use \.txt",
         write(tmp_path / "broken.parquet", "PAR1"): r"broken\.parquet cannot be read as parquet",
     }
     (tmp_path / "latin.txt").write_bytes("Übergröße".encode("latin-1"))

@@ -1,4 +1,4 @@
-"""EvolutionaryScale's package beside a transformers that it does not ask for (`make esm`), on random tiny weights."""
+"""EvolutionaryScale's package with a newer transformers than it requires (`make esm`), on tiny random weights."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Loading a checkpoint as from the hub, on a tiny GPT-2 and a tiny BERT that the tests write themselves."""
+"""Loading of transformers checkpoints, with a tiny GPT-2 and a tiny BERT that the tests write."""
 
 from pathlib import Path
 

@@ -33,7 +33,7 @@ def flat_file(tmp_path: Path) -> str:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> str:
-    """Two images whose pixels say where they are: red is the column, green the row, blue the image."""
+    """Write two images whose pixels encode their position: red the column, green the row, blue the image."""
     row, column = np.mgrid[:60, :100].astype(np.uint8)
     for i in (0, 1):
         Image.fromarray(np.stack([column, row, np.full_like(row, i)], 2)).save(tmp_path / f"{i}.png")

@@ -1,4 +1,4 @@
-"""Stable Diffusion 3 from a folder, on a tiny pipeline of all its parts but the VAE."""
+"""Stable Diffusion 3 from a folder, with a tiny pipeline of all parts except the VAE."""
 
 import json
 import shutil
@@ -23,7 +23,7 @@ SIZE = {"steps": 4, "size": 64}  # 4 × 4 tokens
 
 
 def clip(folder: Path) -> Any:
-    """A text encoder, and a tokenizer from the files that the released pipeline has."""
+    """Return a text encoder, and a tokenizer read from the same files as in the release."""
     from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
 
     tokens = ["<|startoftext|>", "<|endoftext|>", *LETTERS, *(f"{letter}</w>" for letter in LETTERS)]
@@ -82,7 +82,7 @@ def noise(prompts: list[str]) -> Tensor:
 
 
 def pipelines_own_states(pipeline: Any, prompts: list[str], at_step: int) -> list[Tensor]:
-    """The image states after each block in one of the steps of a whole run of the pipeline."""
+    """Return the image states after each block at one step of a full run of the pipeline."""
     steps: list[list[Tensor]] = []
     blocks = pipeline.transformer.transformer_blocks
     hooks = [pipeline.transformer.register_forward_pre_hook(lambda *_: steps.append([]))]
@@ -131,7 +131,7 @@ def test_blocks_after_the_last_wanted_layer_do_not_run(folder: Path) -> None:
 
 
 def test_weights_are_read_in_float32_and_in_the_layout_of_the_release(folder: Path, tmp_path: Path) -> None:
-    """On the hub the weights have 16 bits, and the third tokenizer the name that transformers 4 gave it."""
+    """In the release the weights have 16 bits, and the third tokenizer has its class name of transformers 4."""
     from diffusers import StableDiffusion3Pipeline
 
     half = StableDiffusion3Pipeline.from_pretrained(folder, vae=None, dtype=torch.float16)

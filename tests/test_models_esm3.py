@@ -1,4 +1,4 @@
-"""ESM3 from a file laid out like the hub's repository, on random tiny weights."""
+"""ESM3 from a folder with the layout of the hub repository, with tiny random weights."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +19,7 @@ PROTEINS = ["MKTAYIAKQRQISFVKSHFS", "MSDVAIVKEGWLHKRGEYIKTWRPRYFLLKNDGTFIGYKE"] 
 
 
 def network(**sizes: int) -> Any:
-    """The package's own ESM3, geometric attention included."""
+    """Return the package's own ESM3, including geometric attention."""
     from esm.tokenization import EsmSequenceTokenizer
 
     torch.manual_seed(0)
@@ -43,7 +43,7 @@ def folder(original: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def packages_own_states(original: Any, protein: str) -> list[Tensor]:
-    """The list of hidden states that the package's transformer returns for one protein, [1, residues + 2, 128]."""
+    """Return the hidden states that the package's transformer returns for one protein, each [1, residues + 2, 128]."""
     found: list[list[Tensor]] = []
     hook = original.transformer.register_forward_hook(lambda *args: found.append(args[2][2]))
     with torch.inference_mode():
@@ -126,7 +126,7 @@ def test_nothing_is_unpickled_from_the_file(tmp_path: Path) -> None:
 
 
 def test_what_to_do_where_the_weights_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(FileNotFoundError, match=r"holds no data/weights/esm3_sm_open_v1\.pth"):
+    with pytest.raises(FileNotFoundError, match=r"contains no data/weights/esm3_sm_open_v1\.pth"):
         esm3.load(tmp_path, context=64)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(FileNotFoundError, match=r"https://huggingface.co/a-lab/gated, log in with `hf auth login`"):
@@ -139,6 +139,6 @@ def test_the_configs_figures_are_those_of_the_released_size() -> None:
     with torch.device("meta"):
         released = network(d_model=1536, n_heads=24, v_heads=256, n_layers=48)
     assert model.d_model == 1536 == released.encoder.sequence_embed.embedding_dim
-    assert esm3.HEAD == 1536 // 24
+    assert esm3.HEAD_WIDTH == 1536 // 24
     assert model.last_layer == len(released.transformer.blocks) - 1 == 47
     assert model.parameters == pytest.approx(sum(p.numel() for p in released.parameters()), rel=0.01)

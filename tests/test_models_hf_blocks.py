@@ -1,4 +1,4 @@
-"""Blocks are found from the module tree, counted without weights, and where that is not plain, the user is told."""
+"""Blocks are found in the module tree and counted without weights; ambiguity is an error."""
 
 import json
 from pathlib import Path
@@ -46,7 +46,7 @@ def test_one_block_is_enough_to_be_found() -> None:
 
 
 class Twins(nn.Module):
-    """Two stacks as deep as the configuration says, and a list that is no stack of blocks."""
+    """A model with two lists of blocks of the configured depth, and an equally long list of single layers."""
 
     def __init__(self, depth: int | None) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The paper's models that transformers knows: small ones of the same architecture, loaded as their yaml says."""
+"""The paper's models that transformers implements: small versions, loaded with the arguments of their yaml."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ PROTEIN, LONGER = "MKTAYIAKQR", "MKTAYIAKQRQISFVKSHFSRQ"
 
 
 def write_bpe(folder: Path, special_tokens: list[str], encloses: bool, **named: str) -> int:
-    """A byte-level BPE like GPT-2's; the number of its tokens."""
+    """Write a byte-level BPE like GPT-2's, and return its number of tokens."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     alphabet = pre_tokenizers.ByteLevel.alphabet()
@@ -106,7 +106,7 @@ class Loaded:
 
 @pytest.fixture(scope="module", params=CASES, ids=lambda case: case.model)
 def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Loaded:
-    """A checkpoint stored in bfloat16, loaded by the yaml."""
+    """Return a checkpoint stored in bfloat16, loaded with the arguments of the yaml."""
     case: Case = request.param
     folder = tmp_path_factory.mktemp(case.model)
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""Models that run by code of their repository (stand-ins of it in hf_standins/), and ProGen2, which does without."""
+"""Models that need remote code (stand-ins for it are in hf_standins/), and ProGen2, which is loaded without."""
 
 import json
 import shutil
@@ -31,7 +31,7 @@ DNA, LONGER_DNA = "ACGTTGCAACGTACGTACGA", "ACGTTGCAACGTACGTACGATTGACCATGACGGATTA
 
 @pytest.fixture(scope="module", autouse=True)
 def modules_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """transformers copies the code that it runs into its cache: here into a temporary one."""
+    """Make transformers copy remote code into a temporary cache."""
     with pytest.MonkeyPatch.context() as patch:
         folder = str(tmp_path_factory.mktemp("modules"))
         patch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", folder)
@@ -40,7 +40,7 @@ def modules_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 def write(folder: Path, standin: str, sizes: dict[str, Any], auto_map: dict[str, Any], saved: str) -> None:
-    """The stand-in's repository with random weights of `saved`, the Auto class that they are stored as."""
+    """Write the stand-in's repository with random weights, saved by the Auto class `saved`."""
     shutil.copytree(STANDINS / standin, folder, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True)
     architecture = auto_map[saved].rpartition(".")[2]
     config = {**sizes, "architectures": [architecture], "auto_map": auto_map, "torch_dtype": "bfloat16"}
@@ -110,7 +110,7 @@ def by_yaml(model: str, folder: Path, *settings: str) -> Backbone:
 
 @contextmanager
 def the_loaders_own_errors() -> Iterator[None]:
-    """Without the exception that Hydra puts around them."""
+    """Raise the loader's own error instead of the exception that Hydra wraps it in."""
     try:
         yield
     except InstantiationException as error:
@@ -252,7 +252,7 @@ def test_progen_windows_open_with_the_sign_of_the_n_terminus(progen2: Backbone) 
 
 
 def test_a_configuration_that_is_not_progens_is_refused(folders: dict[str, Path]) -> None:
-    with pytest.raises(ValueError, match="no ProGen2 configuration: it has no activation_function"):
+    with pytest.raises(ValueError, match="not a ProGen2 configuration: it lacks activation_function"):
         progen.load(folders["glm2"], context=48)
 
 

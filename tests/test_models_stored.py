@@ -1,4 +1,4 @@
-"""Stored activations: every kind of file against the array that was written, and the run from end to end."""
+"""Stored activations: every file type is compared with the array that was written, and measured end to end."""
 
 import json
 import logging
@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from sae_outliers.activations.capture import capture
-from sae_outliers.data.arrays import ROWS, AlphaFold3Outputs, StoredArrays
+from sae_outliers.data.arrays import ROWS_PER_DOCUMENT, AlphaFold3Outputs, StoredArrays
 from sae_outliers.models.layer_spec import layers_of
 from sae_outliers.models.other import precomputed as stored
 from tests.conftest import Run, composed
@@ -71,7 +71,7 @@ def test_every_row_comes_once_in_documents_of_bounded_size(write: Write, tmp_pat
     array = made(2500, 6)
     documents = list(StoredArrays(str(write(tmp_path / "a", array)))(0))
     assert {document.dtype for document in documents} == {torch.float32}
-    assert max(len(document) for document in documents) <= ROWS
+    assert max(len(document) for document in documents) <= ROWS_PER_DOCUMENT
     assert rows_of(documents) == sorted(map(tuple, array.tolist()))
 
 
@@ -86,7 +86,7 @@ def test_of_three_dimensions_the_first_counts_documents(write: Write, tmp_path: 
 
 @pytest.mark.parametrize("write", WRITERS)
 def test_the_seed_sets_the_order(write: Write, tmp_path: Path) -> None:
-    path = str(write(tmp_path / "a", made(9 * ROWS, 2)))
+    path = str(write(tmp_path / "a", made(9 * ROWS_PER_DOCUMENT, 2)))
 
     def order(seed: int) -> list[float]:
         return [document[0, 0].item() for document in StoredArrays(path)(seed)]
@@ -118,9 +118,9 @@ def test_one_of_several_arrays_is_named(write: Write, tmp_path: Path) -> None:
         save_file({"acts": torch.zeros(3, 2), "other": torch.zeros(4, 5)}, path)
     (document,) = StoredArrays(str(path), key="other")(0)
     assert document.shape == (4, 5)
-    with pytest.raises(ValueError, match=r"holds 2 arrays: name one by data\.source\.key=, of acts, other"):
+    with pytest.raises(ValueError, match=r"contains 2 arrays: name one by data\.source\.key=, of acts, other"):
         list(StoredArrays(str(path))(0))
-    with pytest.raises(ValueError, match="holds no 'third'; it holds acts, other"):
+    with pytest.raises(ValueError, match="contains no 'third'; it contains acts, other"):
         list(StoredArrays(str(path), key="third")(0))
 
 
@@ -135,7 +135,7 @@ def test_sixteen_bits_give_one_warning_and_float32(
     assert rows_of(documents) == sorted(map(tuple, array.float().flatten(0, 1).tolist()))
     warnings = [record.getMessage() for record in caplog.records]
     assert len(warnings) == (0 if bits is None else 1)
-    assert all(f"{bits} bits" in warning for warning in warnings)
+    assert all(f"{bits} significant bits" in warning for warning in warnings)
 
 
 def test_big_endian_files_are_read_too(tmp_path: Path) -> None:
@@ -160,9 +160,9 @@ def nan_at(row: int, column: int) -> np.ndarray:
 
 @pytest.mark.parametrize(("array", "message"), [
     (made(7), r"a\.npy has shape \[7\]: use \[tokens, d_model\] or \[n, tokens, d_model\]"),
-    (np.arange(6).reshape(2, 3), r"a\.npy holds int64, not floating point numbers"),
-    (nan_at(4, 2), r"a\.npy holds nan, in row 4 of 5 of a document, column 2"),
-    (np.full((2, 2), 1e300), "holds inf, in row 0"),  # too large for float32
+    (np.arange(6).reshape(2, 3), r"a\.npy contains int64, not floating-point numbers"),
+    (nan_at(4, 2), r"a\.npy contains nan, in row 4 of 5 of a document, column 2"),
+    (np.full((2, 2), 1e300), "contains inf, in row 0"),  # too large for float32
 ])  # fmt: skip
 def test_arrays_that_are_no_activations(array: np.ndarray, message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
@@ -184,7 +184,7 @@ def parquet_of(path: Path, **columns: Any) -> str:
 @pytest.mark.parametrize(("columns", "message"), [
     ({"a": [[1.0, 2.0], [3.0]]}, "has tokens of widths 1 to 2"),
     ({"a": [[1.0]], "b": [[2.0]]}, "has 2 columns of lists: name one by data.source.key="),
-    ({"a": [1.0], "name": ["x"]}, "has columns that are no floating point numbers: .*name: string"),
+    ({"a": [1.0], "name": ["x"]}, "has columns that are not floating-point numbers: .*name: string"),
     ({"a": [[[1.0]]]}, "has lists of lists: a row has to be one token"),
     ({"a": [[1.0], None]}, "has rows without a value"),
 ])  # fmt: skip
@@ -204,10 +204,10 @@ def test_a_column_of_lists_by_name(tmp_path: Path) -> None:
 def test_paths_that_lead_nowhere(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no stored activations are named: add path="):
         StoredArrays(None)(0)
-    with pytest.raises(FileNotFoundError, match="nowhere is no file, and no folder with"):
+    with pytest.raises(FileNotFoundError, match="nowhere is neither a file nor a folder with"):
         StoredArrays(str(tmp_path / "nowhere"))(0)
     (tmp_path / "a.csv").write_text("1,2")
-    with pytest.raises(ValueError, match=r"a\.csv is none of the known kinds of file: \.npy, \.npz"):
+    with pytest.raises(ValueError, match=r"a\.csv is not a supported file: use \.npy, \.npz"):
         StoredArrays(str(tmp_path / "a.csv"))(0)
     with pytest.raises(FileNotFoundError, match="AlphaFold 3 writes them when run with --save_embeddings=true"):
         AlphaFold3Outputs(str(tmp_path))(0)
@@ -242,7 +242,7 @@ def test_the_one_layer_is_number_0(model: list[str], layer: Any) -> None:
 
 
 def gamma_of(rows: np.ndarray) -> float:
-    """γ after LayerNorm over each token, in float64; the factor sqrt(d_model) falls out."""
+    """Return γ after LayerNorm over each token, in float64; the factor sqrt(d_model) cancels."""
     x = rows.astype(np.float64)
     x = (x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True) + 1e-5)
     return float(np.linalg.norm(x.mean(0)) / np.sqrt(x.var(0).sum()))
@@ -268,7 +268,7 @@ def test_a_dump_is_measured_from_end_to_end(command: Run, tmp_path: Path) -> Non
 
 
 def test_alphafold_3s_outputs_are_measured_from_end_to_end(command: Run, tmp_path: Path) -> None:
-    """Both layouts: the file's name had no job in it at first."""
+    """Both layouts, because the first releases left the job out of the file name."""
     rng = np.random.default_rng(0)
     mean = rng.normal(0, 20, 384)
     singles = []
@@ -288,4 +288,4 @@ def test_alphafold_3s_outputs_are_measured_from_end_to_end(command: Run, tmp_pat
     assert record["model"] == "af3"
     assert record["d_model"] == 384
     assert record["gamma"] == pytest.approx(gamma_of(np.concatenate(singles)), rel=1e-4)
-    assert "holds 11 bits of each value" in done.stdout + done.stderr
+    assert "has 11 significant bits per value" in done.stdout + done.stderr

@@ -1,4 +1,4 @@
-"""The four DINO models of the study and any other timm model: small ones of the same class, through the real loader."""
+"""The study's four DINO models and other timm models: small versions of the same class through the real loader."""
 
 from pathlib import Path
 from typing import Any
@@ -22,14 +22,14 @@ SIDE = {14: 56, 16: 64}  # pixels of 4 × 4 patches
 
 
 def small(model: str) -> dict[str, Any]:
-    """The loader's arguments of a model in conf/, made small."""
+    """Return the loader's arguments of a model in conf/, with small sizes."""
     loader = composed(f"model={model}").model.loader
     architecture = loader.architecture
     return {"architecture": architecture, "img_size": SIDE[14 if "patch14" in architecture else 16], **SMALL}
 
 
 def saved(path: Path, architecture: str, **options: Any) -> Path:
-    """Random weights in the place of the hub's."""
+    """Write random weights in place of the hub's."""
     torch.manual_seed(0)
     model = timm.create_model(architecture, **options)
     for parameter in model.parameters():  # layer scales start near 0, and would hide a block's work
@@ -100,7 +100,7 @@ def test_at_full_size_they_are_as_the_config_says(model: str, width: int, blocks
 
 
 def test_the_pinned_commit_is_the_one_that_timm_reads(tmp_path: Path) -> None:
-    """In the hub's own cache, of which only this commit is there: a load without it would ask the network."""
+    """Only this commit is in the hub's cache, so that a request for any other would need the network."""
     config = composed("model=dinov2").model.loader
     options = small("dinov2")
     hub_id = timm.get_pretrained_cfg(config.architecture).hf_hub_id

@@ -1,4 +1,4 @@
-"""The converted weights do their task; what goes wrong while converting leaves nothing behind."""
+"""The converted weights do their task; a failed conversion leaves nothing behind."""
 
 import math
 import multiprocessing
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sae_outliers.models import packaged
 from sae_outliers.models.transformers.auto import load
+from sae_outliers.utils.files import atomic_write
 from tests.conftest import needs
 
 # the variable regions of trastuzumab
@@ -26,8 +27,8 @@ HEAVY = (
 LIGHT = "DIQMTQSPSSLSASVGDRVTITCRASQDVNTAVAWYQQKPGKAPKLLIYSASFLYSGVPSRFSGSRSGTDFTLTISSLQPEDFATYYCQQHYTTPPTFGQGTKVEIK"
 
 
-def share_restored(folder: Path, sequence: str) -> float:
-    """The share of residues that the masked-residue head restores, when every third in its turn is masked."""
+def fraction_restored(folder: Path, sequence: str) -> float:
+    """Return the fraction of residues that the masked-residue head restores, each third of them masked in turn."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     model = transformers.AutoModelForMaskedLM.from_pretrained(folder).eval()
     ids = torch.tensor(tokenizer(sequence)["input_ids"])
@@ -42,7 +43,7 @@ def share_restored(folder: Path, sequence: str) -> float:
 
 
 def embedding(folder: Path, sentence: str) -> Tensor:
-    """MiniLM's sentence embedding, [384]: the mean over tokens, of unit length."""
+    """Return MiniLM's sentence embedding, [384]: the mean over tokens, normalised."""
     tokens = transformers.AutoTokenizer.from_pretrained(folder)(sentence, return_tensors="pt")
     with torch.inference_mode():
         mean = transformers.AutoModel.from_pretrained(folder)(**tokens).last_hidden_state.mean(1)[0]
@@ -91,14 +92,14 @@ def test_minilm_puts_alike_sentences_together() -> None:
 @needs("antiberty")
 @pytest.mark.parametrize("sequence", [HEAVY, LIGHT], ids=["heavy", "light"])
 def test_antiberty_restores_masked_residues(sequence: str) -> None:
-    assert share_restored(packaged.antiberty(), sequence) > 0.65
+    assert fraction_restored(packaged.antiberty(), sequence) > 0.65
 
 
 @pytest.mark.weights
 @needs("sapiens")
 @pytest.mark.parametrize(("chain", "sequence"), [("vh", HEAVY), ("vl", LIGHT)], ids=["heavy", "light"])
 def test_sapiens_restores_masked_residues(chain: str, sequence: str) -> None:
-    assert share_restored(packaged.sapiens(chain), sequence) > 0.65
+    assert fraction_restored(packaged.sapiens(chain), sequence) > 0.65
 
 
 @pytest.mark.weights
@@ -133,7 +134,7 @@ def test_absent_package_is_named_with_the_remedy(monkeypatch: pytest.MonkeyPatch
 
 
 def test_version_without_weights_is_named_with_the_remedy() -> None:
-    with pytest.raises(FileNotFoundError, match=r"numpy carries no weights\.bin: run `make weights`"):
+    with pytest.raises(FileNotFoundError, match=r"numpy contains no weights\.bin: run `make weights`"):
         packaged.package_file("numpy", "numpy", "weights.bin")
 
 
@@ -186,7 +187,13 @@ def test_failed_conversion_leaves_no_folder(cache: Path) -> None:
     assert folders(cache) == []
 
 
-def test_killed_conversion_leaves_the_place_empty_and_the_next_one_fills_it(cache: Path) -> None:
+@pytest.mark.parametrize("same_pid", [False, True])
+def test_killed_conversion_leaves_the_place_empty_and_the_next_one_fills_it(
+    same_pid: bool, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if same_pid:  # as in a container that is started again
+        monkeypatch.setattr(os, "getpid", lambda: 7)
+
     def be_killed(folder: Path) -> None:
         (folder / "half").touch()
         os._exit(9)
@@ -207,6 +214,8 @@ def test_where_locks_do_not_reach_the_first_conversion_stays(tmp_path: Path) -> 
         target.mkdir()
         (target / "theirs").touch()
 
-    packaged._write_whole(target, overtaken)
+    with atomic_write(target) as folder:
+        folder.mkdir()
+        overtaken(folder)
     assert [path.name for path in tmp_path.iterdir()] == ["target"]
     assert [file.name for file in target.iterdir()] == ["theirs"]

@@ -82,7 +82,7 @@ def test_a_missing_package_names_the_command(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def globin_sites(path: Path) -> tuple[list[int], list[int]]:
-    """Zero-based last bases of exons and first bases of exons at the introns of the five globin genes."""
+    """Return the 0-based last and first bases of exons at the introns of the five globin genes."""
     record = next(part for part in path.read_text("latin-1").split("\n//") if "\nAC   U01317;" in part)
     genes = re.findall(r'FT   mRNA +join\(([\d.,]+)\)\nFT +/gene="HB', record)
     exons = [[[int(end) for end in exon.split("..")] for exon in gene.split(",")] for gene in genes]

@@ -1,4 +1,4 @@
-"""Sources of documents: what is in them, and that a seed fixes their order."""
+"""Text and protein sources: their content, and their order for a seed."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator

@@ -1,1 +1,1 @@
-"""Documents of each domain: one module per modality. A source is a callable `documents(seed) -> iterator`."""
+"""Data sources, one module per modality. A source is a callable that maps a seed to an iterator of documents."""

@@ -1,7 +1,7 @@
-"""Activations that somebody else stored, as documents: npy, npz, safetensors and parquet files.
+"""Activations stored by other programs, as documents: npy, npz, safetensors and parquet files.
 
-An array is [tokens, d_model], or [n, tokens, d_model] with n documents. Files are mapped or read a piece at a time, so
-an array larger than memory can be used; only of an npz file is one array in memory whole. Nothing is unpickled.
+An array is [tokens, d_model], or [n, tokens, d_model] with n documents. Files are memory-mapped or read in pieces, so
+that arrays may be larger than memory; only an array in an npz file must fit into it. Nothing is unpickled.
 """
 
 import logging
@@ -16,21 +16,21 @@ from torch import Tensor
 
 log = logging.getLogger(__name__)
 
-ROWS = 1024  # of a document that is cut out of [tokens, d_model]
-KEPT_BITS = {torch.float16: 11, torch.bfloat16: 8}
+ROWS_PER_DOCUMENT = 1024  # where a file has no documents, only [tokens, d_model]
+SIGNIFICAND_BITS = {torch.float16: 11, torch.bfloat16: 8}
 
-Piece = Callable[[np.random.Generator], Iterator[Tensor]]  # reads consecutive documents; their order may be drawn
+Piece = Callable[[np.random.Generator], Iterator[Tensor]]  # reads adjacent documents, possibly in random order
 
 
 @dataclass(frozen=True)
 class StoredArrays:
-    """A source of documents [tokens, d_model], float32, in an order that the seed sets.
+    """A source of documents [tokens, d_model], float32, in an order determined by the seed.
 
     Attributes:
-        path: a file, or a folder of such at any depth.
-        key: the array's name in npz and safetensors files, the column of lists in parquet files; None where there is
-            only one.
-        pattern: names of the files in a folder.
+        path: a file, or a folder with files at any depth.
+        key: the name of the array in npz and safetensors files, or of the list column in parquet files; None if there
+            is only one.
+        pattern: glob pattern for the names of files in a folder.
     """
 
     path: str | None
@@ -38,13 +38,13 @@ class StoredArrays:
     pattern: str = "*"
 
     def __call__(self, seed: int) -> Iterator[Tensor]:
-        """Every document once. Pieces of all files are shuffled together; a row group of a parquet file and an npz
-        file are a piece each, and so is every document of the others.
+        """Return an iterator over the documents. The pieces of all files are shuffled together, where a piece is an npz
+        file, a row group of a parquet file, or a document of another file.
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: a file holds no such array, one of another rank or type, values that are not finite, or
-                documents of another width than the first.
+            ValueError: an array is missing, or has an unsupported shape or type, non-finite values, or another width
+                than the first.
         """
         files = self.files()
         rng = np.random.default_rng(seed)
@@ -53,21 +53,22 @@ class StoredArrays:
         return _checked(documents)
 
     def files(self) -> list[Path]:
+        """Return the files to read. Raise FileNotFoundError or ValueError as `__call__` does."""
         if self.path is None:
             raise ValueError("no stored activations are named: add path=<file or folder>")
         path = Path(self.path).expanduser()
         if path.is_file() and path.suffix not in READERS:
-            raise ValueError(f"{path} is none of the known kinds of file: {', '.join(READERS)}")
+            raise ValueError(f"{path} is not a supported file: use {', '.join(READERS)}")
         found = [path] if path.is_file() else sorted(f for f in path.rglob(self.pattern) if f.suffix in READERS)
         if not found:
             raise FileNotFoundError(
-                f"{path} is no file, and no folder with {self.pattern} files ({', '.join(READERS)})"
+                f"{path} is neither a file nor a folder with {self.pattern} files ({', '.join(READERS)})"
             )
         return found
 
 
 class AlphaFold3Outputs(StoredArrays):
-    """The single representations that AlphaFold 3 wrote: a document for each job and seed, float16 in the files.
+    """A source of AlphaFold 3's single representations: a document for each job and seed, stored as float16.
 
     `run_alphafold.py --save_embeddings=true` writes `<job>/seed-<n>_embeddings/<job>_seed-<n>_embeddings.npz`, or
     `embeddings.npz` in its first releases, with `single_embeddings` [tokens, 384] and `pair_embeddings`.
@@ -77,6 +78,7 @@ class AlphaFold3Outputs(StoredArrays):
         super().__init__(path, key="single_embeddings", pattern="*embeddings.npz")
 
     def files(self) -> list[Path]:
+        """Return the files to read; an error adds how to make AlphaFold 3 write them."""
         try:
             return super().files()
         except (ValueError, FileNotFoundError) as error:
@@ -84,25 +86,26 @@ class AlphaFold3Outputs(StoredArrays):
 
 
 def _checked(documents: Iterator[tuple[Path, Tensor]]) -> Iterator[Tensor]:
-    """The documents in float32; one warning if any had 16 bits. Raises ValueError as `StoredArrays` says."""
+    """Yield the documents in float32, with one warning if any has 16 bits. Raise ValueError as `StoredArrays` does."""
     first: tuple[Path, int] | None = None
     warned = False
     for file, document in documents:
         first = first or (file, document.shape[1])
         if document.shape[1] != first[1]:
             raise ValueError(f"{file} has tokens of width {document.shape[1]}, but {first[0]} of {first[1]}")
-        if (bits := KEPT_BITS.get(document.dtype)) and not warned:
+        if (bits := SIGNIFICAND_BITS.get(document.dtype)) and not warned:
             warned = True
             log.warning(
-                "%s holds %d bits of each value: where |μ|/σ of a dimension is above about %d, its variation was lost "
-                "before, and γ and the dead features may not be those of the network",
+                "%s has %d significant bits per value: where |μ|/σ of a dimension exceeds about %d, its variation was "
+                "lost in rounding, and γ and the dead features may differ from the network's",
                 file, bits, 2**bits,
             )  # fmt: skip
         document = document.float()
         if not document.isfinite().all():
             row, column = (~document.isfinite()).nonzero()[0].tolist()
             raise ValueError(
-                f"{file} holds {document[row, column]}, in row {row} of {len(document)} of a document, column {column}"
+                f"{file} contains {document[row, column]}, in row {row} of {len(document)} of a document, "
+                f"column {column}"
             )
         yield document
 
@@ -113,13 +116,14 @@ def _npy(file: Path, _key: str | None) -> list[Piece]:
 
 
 def _piece(array: np.ndarray, part: Any, where: str) -> Piece:
+    # not inside the loop of the caller, where every lambda would see the last `part`
     return lambda _rng: iter([_tensor(array[part], where)])
 
 
 def _npz(file: Path, key: str | None) -> list[Piece]:
     def read(rng: np.random.Generator) -> Iterator[Tensor]:
         with np.load(file, allow_pickle=False) as archive:
-            name = _one_of(archive.files, key, file)
+            name = _select_array(archive.files, key, file)
             array = archive[name]
         where = f"{file}, {name},"
         parts = _parts(array.shape, where)
@@ -132,7 +136,7 @@ def _safetensors(file: Path, key: str | None) -> list[Piece]:
     from safetensors import safe_open
 
     with safe_open(file, framework="pt") as tensors:
-        name = _one_of(list(tensors.keys()), key, file)
+        name = _select_array(list(tensors.keys()), key, file)
         shape = tensors.get_slice(name).get_shape()
     where = f"{file}, {name},"
 
@@ -153,7 +157,7 @@ def _parquet(file: Path, key: str | None) -> list[Piece]:
         def read(_rng: np.random.Generator) -> Iterator[Tensor]:
             with parquet.ParquetFile(file, memory_map=True) as table:
                 columns = [key] if key else None
-                for batch in table.iter_batches(ROWS, row_groups=[group], columns=columns):
+                for batch in table.iter_batches(ROWS_PER_DOCUMENT, row_groups=[group], columns=columns):
                     yield _tensor(_rows(batch, file), str(file))
 
         return read
@@ -165,7 +169,7 @@ def _parquet(file: Path, key: str | None) -> list[Piece]:
 
 
 def _rows(batch: Any, file: Path) -> np.ndarray:
-    """[rows, d_model] of an arrow batch: its only column of lists, or else its columns, each a dimension."""
+    """Return [rows, d_model] of an arrow batch: its only column of lists, or all columns, each a dimension."""
     import pyarrow as arrow
     import pyarrow.compute as compute
 
@@ -173,7 +177,7 @@ def _rows(batch: Any, file: Path) -> np.ndarray:
     if len(lists) > 1:
         raise ValueError(f"{file} has {len(lists)} columns of lists: name one by data.source.key=")
     if not lists and not all(arrow.types.is_floating(column.type) for column in batch.columns):
-        raise ValueError(f"{file} has columns that are no floating point numbers: {', '.join(map(str, batch.schema))}")
+        raise ValueError(f"{file} has columns that are not floating-point numbers: {', '.join(map(str, batch.schema))}")
     if any(column.null_count for column in lists or batch.columns):
         raise ValueError(f"{file} has rows without a value")
     if not lists:
@@ -196,32 +200,33 @@ READERS: dict[str, Callable[[Path, str | None], list[Piece]]] = {
 
 
 def _parts(shape: Sequence[int], where: str) -> list[Any]:
-    """The documents of an array of that shape, as indices into it."""
+    """Return the index of each document in an array of that shape."""
     if len(shape) == 3:
         return list(range(shape[0]))
     if len(shape) == 2:
-        return [slice(start, start + ROWS) for start in range(0, shape[0], ROWS)]
+        starts = range(0, shape[0], ROWS_PER_DOCUMENT)
+        return [slice(start, start + ROWS_PER_DOCUMENT) for start in starts]
     raise ValueError(f"{where} has shape {list(shape)}: use [tokens, d_model] or [n, tokens, d_model]")
 
 
 def _tensor(array: np.ndarray, where: str) -> Tensor:
-    """A copy, for what is mapped from a file must not be written to. Raises ValueError unless it is of floats."""
+    """Return a copy, because memory-mapped files must not be written to. Raise ValueError unless it holds floats."""
     if array.dtype.kind != "f":
-        raise ValueError(f"{where} holds {array.dtype}, not floating point numbers")
-    return torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("=")))
+        raise ValueError(f"{where} contains {array.dtype}, not floating-point numbers")
+    return torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("=")))  # torch has no other byte order
 
 
 def _floating(tensor: Tensor, where: str) -> Tensor:
     if not tensor.is_floating_point():
-        raise ValueError(f"{where} holds {tensor.dtype}, not floating point numbers")
+        raise ValueError(f"{where} contains {tensor.dtype}, not floating-point numbers")
     return tensor
 
 
-def _one_of(names: Sequence[str], key: str | None, file: Path) -> str:
+def _select_array(names: Sequence[str], key: str | None, file: Path) -> str:
     if key is None and len(names) == 1:
         return names[0]
     if key is None:
-        raise ValueError(f"{file} holds {len(names)} arrays: name one by data.source.key=, of {', '.join(names)}")
+        raise ValueError(f"{file} contains {len(names)} arrays: name one by data.source.key=, of {', '.join(names)}")
     if key not in names:
-        raise ValueError(f"{file} holds no {key!r}; it holds {', '.join(names)}")
+        raise ValueError(f"{file} contains no {key!r}; it contains {', '.join(names)}")
     return key

@@ -1,4 +1,4 @@
-"""What sources share: which files, in which order, and that there is something in them."""
+"""Helpers of the data sources: find files, shuffle a stream, and check that it is not empty."""
 
 import random
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,21 +11,21 @@ T = TypeVar("T")
 
 
 def matching_files(files: str | Sequence[str], suffixes: Iterable[str], seed: int) -> list[Path]:
-    """The files that `files` names, each once, in an order that `seed` sets.
+    """Return the files that `files` names, each once, in an order determined by `seed`.
 
     Args:
         files: a file, a folder (all files below it with one of `suffixes`), a glob pattern, or several of these.
-        suffixes: such as `.fasta`; `.fasta.gz` counts as well.
+        suffixes: such as `.fasta`, which also matches `.fasta.gz`.
 
-    Raises FileNotFoundError for a name without files.
+    Raise FileNotFoundError if a name matches no file.
     """
     names = [files] if isinstance(files, str) else files
-    found = sorted({path for name in names for path in _files_of(Path(name).expanduser(), tuple(suffixes))})
-    random.Random(seed).shuffle(found)
+    found = sorted({path for name in names for path in _files_at(Path(name).expanduser(), tuple(suffixes))})
+    random.Random(seed).shuffle(found)  # of the sorted files: the order of a folder differs between file systems
     return found
 
 
-def _files_of(path: Path, suffixes: tuple[str, ...]) -> list[Path]:
+def _files_at(path: Path, suffixes: tuple[str, ...]) -> list[Path]:
     if path.is_file():
         return [path]
     if path.is_dir():
@@ -40,34 +40,34 @@ def _files_of(path: Path, suffixes: tuple[str, ...]) -> list[Path]:
     return found
 
 
-def shuffled(documents: Iterable[T], seed: int, buffer: int, share: float = 1.0) -> Iterator[T]:
-    """The documents in an order that `seed` sets, with at most `buffer` of them in memory.
+def shuffled(documents: Iterable[T], seed: int, buffer: int, fraction: float = 1.0) -> Iterator[T]:
+    """Yield the documents in an order determined by `seed`, with at most `buffer` of them in memory.
 
-    A document comes out about `buffer` places, or less, from where it went in: of a file that is sorted and longer
-    than the buffer, the first documents are like each other. `share` below 1 takes so many of them at random, which
-    spreads the same buffer over a longer stretch.
+    Documents move by about `buffer` positions at most, so that the first ones from a sorted file that is longer than
+    the buffer are alike. A random `fraction` of the documents makes the same buffer span a longer part of the file.
 
-    Raises ValueError for a share or buffer that takes none.
+    Raise ValueError if the fraction or the buffer is too small to yield anything.
     """
-    if not 0 < share <= 1 or buffer < 1:
-        raise ValueError(f"share={share} must be above 0 and at most 1, and buffer={buffer} at least 1")
+    if not 0 < fraction <= 1 or buffer < 1:
+        raise ValueError(f"share={fraction} must be above 0 and at most 1, and buffer={buffer} at least 1")
     rng = random.Random(seed)
     held: list[T] = []
     for document in documents:
-        if share < 1 and rng.random() >= share:
+        if fraction < 1 and rng.random() >= fraction:
             continue
         held.append(document)
         if len(held) > buffer:
             i = rng.randrange(len(held))
+            # swapped with the last, because removing from the middle of a list takes time proportional to its length
             held[i], held[-1] = held[-1], held[i]
             yield held.pop()
     rng.shuffle(held)
     yield from held
 
 
-def some(documents: Iterable[T], otherwise: str) -> Iterator[T]:
-    """The documents. Raises ValueError, saying `otherwise`, if there is none."""
-    stream = iter(documents)
+def require_nonempty(items: Iterable[T], message: str) -> Iterator[T]:
+    """Return an iterator over `items`. Raise ValueError with `message` if there are none."""
+    stream = iter(items)
     for first in stream:
         return chain([first], stream)
-    raise ValueError(otherwise)
+    raise ValueError(message)

@@ -1,4 +1,4 @@
-"""Human DNA from a flat file of the EMBL database, which the Debian package emboss-test carries."""
+"""Human DNA from an EMBL flat file of the Debian package emboss-test."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,14 +9,13 @@ from sae_outliers.utils.package_cache import cache_folder
 
 HUM1 = "usr/share/EMBOSS/test/embl/hum1.dat"
 
-# The file's genomic records of 15 kb and more: the HLA class I region (2.2 Mb of 6p21.3), clones of
-# chromosomes 5 and 16, the beta globin region, thymidylate synthase. AF129756 is left out:
-# BA000025 contains it.
+# The file's genomic records of at least 15 kb: the HLA class I region (2.2 Mb of 6p21.3), clones of chromosomes 5 and
+# 16, the beta globin region, thymidylate synthase. AF129756 is excluded because BA000025 contains it.
 RECORDS = ("BA000025", "AC004629", "U01317", "Z69719", "D00596")
 
 
 def human_dna_file() -> Path:
-    """hum1.dat, installed by Debian or unpacked into the cache. Raises FileNotFoundError otherwise."""
+    """Return the path of hum1.dat, in the system or in the cache. Raise FileNotFoundError if it is in neither."""
     places = [Path("/") / HUM1, cache_folder() / "emboss-test" / HUM1]
     for place in places:
         if place.is_file():
@@ -25,7 +24,7 @@ def human_dna_file() -> Path:
 
 
 def read_embl(path: Path) -> Iterator[tuple[str, str]]:
-    """Accession and upper-case sequence of each record of an EMBL flat file."""
+    """Yield the accession and the upper-case sequence of each record of an EMBL flat file."""
     accession, in_sequence = "", False
     blocks: list[str] = []
     with path.open(encoding="latin-1") as file:
@@ -38,17 +37,17 @@ def read_embl(path: Path) -> Iterator[tuple[str, str]]:
                 yield accession, "".join(blocks).upper()
                 in_sequence = False
             elif in_sequence:
-                blocks += line.split()[:-1]  # the last column counts the bases
+                blocks += line.split()[:-1]  # the last column is the position
 
 
 class HumanDna:
-    """A source of pieces of human DNA, in an order shuffled by the seed.
+    """A source of pieces of human DNA, shuffled.
 
     Args:
-        piece: bases in a document; the last of a record may be shorter.
-        overlap: bases that a piece shares with the next, for a model that uses only the middle.
-        file: an EMBL flat file; None for hum1.dat.
-        records: accessions to take; None for all of the file.
+        piece: bases in a document; the last one of a record may be shorter.
+        overlap: bases that consecutive pieces share, for a model whose tokens are only those in the middle.
+        file: an EMBL flat file; None: hum1.dat.
+        records: accessions to use; None: all records.
     """
 
     def __init__(
@@ -70,6 +69,6 @@ class HumanDna:
 
 
 def pieces(sequence: str, piece: int, overlap: int) -> list[str]:
-    """Pieces that together cover the sequence; none lies wholly in what the piece before it covers."""
+    """Return pieces that cover the sequence, none of which lies completely inside the previous one."""
     last = max(len(sequence) - overlap, 1)
     return [sequence[start : start + piece] for start in range(0, last, piece - overlap)]

@@ -1,4 +1,4 @@
-"""FASTA files, plain or gz, record by record and never whole."""
+"""Read FASTA files, plain or gzipped, as streams of records and lines."""
 
 import gzip
 import io
@@ -8,14 +8,14 @@ from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
 
-LONGEST = 1 << 12  # bytes of a line that are read at once: some files have a chromosome on one line
+MAX_PIECE = 1 << 12  # bytes of a line that are read at once, because some files have a chromosome on one line
 
 
 def read_fasta(path: Path) -> Iterator[tuple[str, Iterator[bytes]]]:
-    """Name and sequence of each record. The sequence comes in pieces of at most 4 kB, which end when the next record
-    is asked for.
+    """Yield the name and the sequence of each record, the sequence as an iterator of pieces of at most 4 kB.
 
-    Raises ValueError if the file is damaged or does not begin with a record.
+    Read the pieces of a record before you ask for the next one. Raise ValueError if the file is damaged or does not
+    begin with a record.
     """
     name = None
     for header, pieces in groupby(_pieces(path), itemgetter(0)):
@@ -29,17 +29,17 @@ def read_fasta(path: Path) -> Iterator[tuple[str, Iterator[bytes]]]:
 
 
 def _name(headers: bytes) -> str:
-    """The first word after the last > of one or several headers; those before it have no sequence."""
+    """Return the first word of the last of several consecutive headers; the others have no sequence."""
     words = headers.splitlines()[-1][1:].split()
     return words[0].decode("latin-1") if words else "without a name"
 
 
 def _pieces(path: Path) -> Iterator[tuple[bool, bytes]]:
-    """The lines, in pieces, and whether each belongs to a header."""
+    """Yield the lines in pieces, each with True if it belongs to a header."""
     header, at_start = False, True
     try:
-        with _opened(path) as file:
-            while piece := file.readline(LONGEST):
+        with _open(path) as file:
+            while piece := file.readline(MAX_PIECE):
                 header = piece.startswith(b">") if at_start else header
                 at_start = piece.endswith(b"\n")
                 yield header, piece
@@ -47,8 +47,8 @@ def _pieces(path: Path) -> Iterator[tuple[bool, bytes]]:
         raise ValueError(f"{path} is damaged: {error}") from error
 
 
-def _opened(path: Path) -> io.BufferedReader:
+def _open(path: Path) -> io.BufferedReader:
     file = path.open("rb")
-    if file.peek(2)[:2] == b"\x1f\x8b":
+    if file.peek(2)[:2] == b"\x1f\x8b":  # gzip's magic number: names are not reliable
         return io.BufferedReader(gzip.GzipFile(fileobj=file))
     return file

@@ -1,32 +1,32 @@
-"""Genomes, cut into windows as they are read: memory holds one window and the shuffle's buffer."""
+"""Genomes, cut into windows while they are read: only one window and the shuffle buffer are in memory."""
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
-from sae_outliers.data.base import matching_files, shuffled, some
+from sae_outliers.data.base import matching_files, require_nonempty, shuffled
 from sae_outliers.data.fasta import read_fasta
 from sae_outliers.data.hub import HubRows
 
 SUFFIXES = (".fa", ".fasta", ".fna")
-AMBIGUOUS = b"RYSWKMBDHVN"  # the letters for more than one base
+AMBIGUOUS = b"RYSWKMBDHVN"  # IUPAC codes for more than one base
 LETTERS = b"ACGTacgt" + AMBIGUOUS + AMBIGUOUS.lower()
-LINES = 256  # lines of a genome that are handled at once
+LINES_AT_ONCE = 256  # amortises the cost of a call over more than the 60 to 80 bases of a line
 
 
 @dataclass(frozen=True, kw_only=True)
-class Windows:
-    """How a sequence of DNA becomes documents: upper-case, of A, C, G, T and single N.
+class DnaWindows:
+    """The rules by which a DNA sequence is cut into documents, in upper case, of A, C, G, T and single N.
 
-    Letters for more than one base become N. A run of two or more N is a gap, where a window ends and the next begins.
+    Codes for more than one base become N. Two or more N in a row are a gap, which no window spans.
 
     Attributes:
-        window: bases in a document; at a gap or a sequence's end it has fewer.
-        shortest: windows with fewer bases are left out.
-        soft_masked: `keep` takes lower-case bases (repeats) like others; `drop` takes them as N.
-        max_n: windows with a larger fraction of N are left out.
-        glm2: write windows as gLM2 reads DNA, in lower case after `<+>`. It has no token for N, so every N is a gap.
+        window: bases in a document; fewer before a gap or the end of a sequence.
+        shortest: windows with fewer bases are skipped.
+        soft_masked: `keep` treats lower-case bases (repeats) like others; `drop` treats them as N.
+        max_n: windows with a larger fraction of N are skipped.
+        glm2: write windows in gLM2's notation, in lower case after `<+>`. It has no token for N, so every N is a gap.
     """
 
     window: int
@@ -36,19 +36,20 @@ class Windows:
     glm2: bool = False
 
     def cut(self, pieces: Iterable[bytes], where: str) -> Iterator[str]:
-        """The windows of one sequence, which comes in `pieces`. Raises ValueError if a letter is no base."""
+        """Yield the windows of one sequence, given in `pieces`. Raise ValueError if a letter is not a base."""
         self._check()
         gap = re.compile(rb"N+" if self.glm2 else rb"NN+")
         held = b""
         for bases in self._bases(pieces, where):
             *closed, held = gap.split(held + bases)
-            full = max(len(held) - 1, 0) // self.window * self.window  # a last N may be the first of a gap
+            full = max(len(held) - 1, 0) // self.window * self.window  # the last N may be the first of a gap
             for stretch in (*closed, held[:full]):
                 yield from self._windows(stretch)
-            held = held[full:] or b"NN"  # a gap that may go on
+            held = held[full:] or b"NN"  # a gap that may continue
         yield from self._windows(held)
 
-    def none_in(self, place: object) -> str:
+    def empty_message(self, place: object) -> str:
+        """Return the error message for a source without a single window."""
         limits = f"{self.shortest} bases or more and a fraction of N up to {self.max_n}"
         return f"no window in {place} has {limits}: change data.source.shortest or max_n"
 
@@ -59,14 +60,16 @@ class Windows:
             raise ValueError(f"window={self.window} must be at least 1 base")
 
     def _bases(self, pieces: Iterable[bytes], where: str) -> Iterator[bytes]:
-        """The sequence in A, C, G, T and N, some lines at a time."""
+        """Yield the sequence as A, C, G, T and N, several lines at a time."""
         masked = b"ACGT" if self.soft_masked == "keep" else b"NNNN"
         table = bytes.maketrans(b"acgt" + AMBIGUOUS + AMBIGUOUS.lower(), masked + b"N" * 2 * len(AMBIGUOUS))
         stream = iter(pieces)
-        while lines := list(islice(stream, LINES)):
+        while lines := list(islice(stream, LINES_AT_ONCE)):
             text = b"".join(lines)
             if wrong := text.translate(None, LETTERS):
-                raise ValueError(f"{where} has the letter {chr(wrong[0])!r}, which is no base (proteins: data=fasta)")
+                raise ValueError(
+                    f"{where} has the letter {chr(wrong[0])!r}, which is not a base (proteins: data=fasta)"
+                )
             yield text.translate(table)
 
     def _windows(self, stretch: bytes) -> Iterator[str]:
@@ -78,14 +81,14 @@ class Windows:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Genome(Windows):
-    """Windows of the sequences in FASTA files, plain or gz, shuffled.
+class Genome(DnaWindows):
+    """A source of windows of the sequences in FASTA files, plain or gzipped, shuffled.
 
     Attributes:
         files: a file, a folder, a glob pattern, or a list of these.
-        share: fraction of the windows to take, drawn at random. Below 1 for a genome of more bases than `buffer`
-            windows have, whose first documents would all come from the start of its first chromosome.
-        buffer: windows in memory, among which the next is drawn.
+        share: fraction of the windows to use, drawn at random. Use less than 1 for a genome longer than `buffer`
+            windows, because its first documents would otherwise all come from the start of its first chromosome.
+        buffer: windows in memory, from which the next is drawn.
     """
 
     files: str | Sequence[str]
@@ -93,9 +96,9 @@ class Genome(Windows):
     buffer: int = 10_000
 
     def __call__(self, seed: int) -> Iterator[str]:
-        """Every window, or `share` of them, once.
+        """Return an iterator over all windows, or `share` of them.
 
-        Raises FileNotFoundError if there is no file, ValueError if one holds no DNA or no long enough window.
+        Raise FileNotFoundError if there is no file, ValueError if a file is not DNA or no window is long enough.
         """
         windows = (
             window
@@ -103,14 +106,15 @@ class Genome(Windows):
             for name, pieces in read_fasta(path)
             for window in self.cut(pieces, f"{path}, record {name},")
         )
-        return shuffled(some(windows, self.none_in(self.files)), seed, self.buffer, self.share)
+        return shuffled(require_nonempty(windows, self.empty_message(self.files)), seed, self.buffer, self.share)
 
 
 @dataclass(frozen=True, kw_only=True)
-class HubGenome(Windows, HubRows):
-    """Windows of the sequences in a column of a dataset, shuffled once more among `windows_buffer` windows.
+class HubGenome(DnaWindows, HubRows):
+    """A source of windows of the sequences in a column of a dataset.
 
-    `buffer` counts rows here, each a sequence of up to several megabases.
+    They are shuffled twice: `buffer` counts rows, each a sequence of up to several megabases, and `windows_buffer` the
+    windows that are cut from them.
     """
 
     column: str = "text"
@@ -119,4 +123,4 @@ class HubGenome(Windows, HubRows):
     def __call__(self, seed: int) -> Iterator[str]:
         rows = (row[self.column].encode() for row in self.rows(seed, self.column) if row[self.column])
         windows = (window for row in rows for window in self.cut([row], f"a row of {self.dataset}"))
-        return shuffled(some(windows, self.none_in(self.dataset)), seed, self.windows_buffer)
+        return shuffled(require_nonempty(windows, self.empty_message(self.dataset)), seed, self.windows_buffer)

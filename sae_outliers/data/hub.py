@@ -1,4 +1,4 @@
-"""Datasets of the Hugging Face hub, or a local copy of one, streamed: no more is downloaded than is read."""
+"""Stream datasets from the Hugging Face hub or from a local copy, downloading only what is read."""
 
 import logging
 from collections.abc import Iterable, Iterator
@@ -6,21 +6,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sae_outliers.data.base import some
+from sae_outliers.data.base import require_nonempty
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class HubRows:
-    """Rows of a dataset, in an order that is fixed by the seed and the version of the package `datasets`.
+    """The rows of a dataset, in an order determined by the seed and the version of the package `datasets`.
 
     Attributes:
-        dataset: a hub id, or a folder with files of a kind that the hub shows as rows (parquet, jsonl, csv).
-        config: which of the dataset's parts; null where it has only one.
-        revision: commit or tag of the hub's repository; null: the newest, which the log then names.
-        buffer: rows in memory, among which the next is drawn. The dataset's files come in random order as well, and
-            recent releases of `datasets` fill the buffer from ten of them at once.
+        dataset: a hub id, or a folder with parquet, jsonl or csv files.
+        config: the dataset's configuration; null if it has only one.
+        revision: commit or tag of the hub repository; null: the latest, which is logged.
+        buffer: rows in memory, from which the next is drawn. The order of the dataset's files is random as well, and
+            recent releases of `datasets` fill the buffer from ten files at once.
     """
 
     dataset: str
@@ -30,42 +30,43 @@ class HubRows:
     buffer: int = 10_000
 
     def rows(self, seed: int, *columns: str) -> Iterator[dict[str, Any]]:
-        """`columns` of every row, images as the bytes of their files.
+        """Return an iterator over `columns` of every row, with images as encoded bytes.
 
-        Raises FileNotFoundError if the hub or the folder cannot be reached, ValueError if the dataset has no such
-        part or column, or no row.
+        Raise FileNotFoundError if the hub or the folder cannot be reached, ValueError if the dataset has no such
+        configuration, split or column, or no rows.
         """
-        dataset = self._opened()
+        dataset = self._open()
+        # files without a schema, such as jsonl, have no column names before a row is read
         held = dataset.column_names or list(next(iter(dataset), {}))
         if held and not set(columns) <= set(held):
             raise ValueError(f"{self.dataset} has no column {', '.join(sorted({*columns} - {*held}))}: it has {held}")
         if dataset.features:
-            dataset = dataset.decode(False)
+            dataset = dataset.decode(False)  # the shuffle buffer holds files, which are smaller than images
         stream = self._read(dataset.select_columns(list(columns)).shuffle(seed=seed, buffer_size=self.buffer))
-        return some(stream, f"{self.dataset} has no rows in its split {self.split}")
+        return require_nonempty(stream, f"{self.dataset} has no rows in its split {self.split}")
 
     def _read(self, rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         try:
             yield from rows
         except (ValueError, OSError, EOFError) as error:
-            raise ValueError(f"the dataset {self.dataset} cannot be read on: {error}") from error
+            raise ValueError(f"the dataset {self.dataset} cannot be read any further: {error}") from error
 
-    def _opened(self) -> Any:
-        from datasets import load_dataset  # here, for the import takes a second
+    def _open(self) -> Any:
+        from datasets import load_dataset  # imported lazily: takes a second
 
         folder = Path(self.dataset).expanduser()
         local = folder.is_dir()
         if not local and self.dataset.startswith(("/", "~", ".")):
             raise FileNotFoundError(f"there is no folder {folder}")
-        revision = None if local else self._reached()
+        revision = None if local else self._resolve_commit()
         name = str(folder) if local else self.dataset
         try:
             return load_dataset(name, self.config, split=self.split, revision=revision, streaming=True)
         except Exception as error:  # anything from ValueError (no such split) to RuntimeError (a script)
             raise ValueError(f"the dataset {self.dataset} cannot be opened: {error}") from error
 
-    def _reached(self) -> str | None:
-        """The commit to read. One request without repeats: load_dataset would take half a minute to give up."""
+    def _resolve_commit(self) -> str | None:
+        """Return the commit to read, with one request: load_dataset would retry for half a minute if offline."""
         from huggingface_hub import HfApi
 
         try:
@@ -84,7 +85,7 @@ class HubRows:
 
 @dataclass(frozen=True, kw_only=True)
 class HubColumn(HubRows):
-    """One column of a dataset as documents; rows without a value there are left out.
+    """A source of documents from one column of a dataset; rows without a value are skipped.
 
     Attributes:
         column: the column's name.

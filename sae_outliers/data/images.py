@@ -1,4 +1,4 @@
-"""RGB images: whole ones of a folder or a dataset, and crops of a few photographs that two packages install."""
+"""RGB images: whole ones from a folder or a dataset, or crops of photographs that two packages contain."""
 
 import logging
 import random
@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from sae_outliers.data.base import some
+from sae_outliers.data.base import require_nonempty
 from sae_outliers.data.hub import HubColumn
 from sae_outliers.utils.package_cache import package_folder
 
 log = logging.getLogger(__name__)
 
-# What these packages install as data also holds charts, silhouettes, logos and text. Of the stereo pair of a
-# motorcycle one view is enough.
+# A selection, because the packages' sample images include charts, silhouettes, logos and text. Only one view of the
+# motorcycle stereo pair is used.
 SCIKIT_IMAGE = (
     "astronaut.png brick.png camera.png cell.png chelsea.png clock_motion.png coffee.png coins.png "
     "grass.png gravel.png hubble_deep_field.jpg ihc.png microaneurysms.png moon.png motorcycle_left.png "
@@ -29,7 +29,7 @@ SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
 
 
 def packaged_photographs() -> list[Path]:
-    """The 19 photographs. Raises ModuleNotFoundError if one of the two packages is not installed."""
+    """Return the files of the 19 photographs. Raise ModuleNotFoundError if a package is not installed."""
     skimage = package_folder("skimage", "scikit-image", install="pip install scikit-image")
     sklearn = package_folder("sklearn", "scikit-learn", install="pip install scikit-learn")
     files = [skimage / "data" / name for name in SCIKIT_IMAGE.split()]
@@ -37,7 +37,7 @@ def packaged_photographs() -> list[Path]:
 
 
 def photographs_in(folder: Path) -> list[Path]:
-    """The image files anywhere below a folder. Raises FileNotFoundError if there is none."""
+    """Return the image files below a folder, at any depth. Raise FileNotFoundError if there are none."""
     files = sorted(path for path in folder.expanduser().rglob("*") if path.suffix.lower() in SUFFIXES)
     if not files:
         raise FileNotFoundError(f"no image file ({', '.join(sorted(SUFFIXES))}) in {folder}")
@@ -46,65 +46,67 @@ def photographs_in(folder: Path) -> list[Path]:
 
 @dataclass(frozen=True)
 class ImageFolder:
-    """Every image below a folder once and whole, such as those of ImageNet in its folders of classes.
+    """A source of the whole images below a folder, such as ImageNet with a subfolder per class.
 
     Attributes:
-        folder: where they are; `.jpg`, `.jpeg`, `.png` and `.webp` files count.
+        folder: the folder, in which `.jpg`, `.jpeg`, `.png` and `.webp` files are found at any depth.
     """
 
     folder: str
 
     def __call__(self, seed: int) -> Iterator[Image.Image]:
-        """The images in an order that `seed` sets.
+        """Return an iterator over the images, in an order determined by `seed`.
 
-        Raises FileNotFoundError if there is none, ValueError if none can be read.
+        Raise FileNotFoundError if there are none, ValueError if none can be read.
         """
         files = photographs_in(Path(self.folder))
         random.Random(seed).shuffle(files)
-        return some(readable((str(file), file) for file in files), f"no image below {self.folder} can be read")
+        images = readable((str(file), file) for file in files)
+        return require_nonempty(images, f"no image below {self.folder} can be read")
 
 
 @dataclass(frozen=True, kw_only=True)
 class HubImages(HubColumn):
-    """Whole images in a column of a dataset. In the buffer they are files still: 1000 take about 0.1 GB."""
+    """A source of whole images from a column of a dataset; the buffer holds encoded files: 1000 take about 0.1 GB."""
 
     column: str = "image"
     buffer: int = 1000
 
     def __call__(self, seed: int) -> Iterator[Image.Image]:
-        """The images, shuffled. Raises ValueError if the column holds none."""
+        """Return an iterator over the shuffled images. Raise ValueError if the column contains none."""
         values = HubColumn.__call__(self, seed)
-        files = ((f"image {number} of {self.dataset}", file_in(value)) for number, value in enumerate(values))
-        return some(readable(files), f"no image in column {self.column} of {self.dataset} can be read")
+        files = ((f"image {i} of {self.dataset}", encoded_image(value)) for i, value in enumerate(values))
+        return require_nonempty(readable(files), f"no image in column {self.column} of {self.dataset} can be read")
 
 
-def file_in(value: Any) -> BytesIO | str:
-    """What `datasets` holds of an image, {bytes, path}, as something that Pillow opens."""
+def encoded_image(value: Any) -> BytesIO | str:
+    """Return an image that `datasets` holds as {bytes, path} in a form that Pillow opens."""
     if not isinstance(value, dict) or not {"bytes", "path"} <= value.keys():
-        raise ValueError(f"the column holds {type(value).__name__} and no images: name another by data.source.column=")
+        raise ValueError(f"the column contains {type(value).__name__}, not images: name another by data.source.column=")
     return BytesIO(value["bytes"]) if value["bytes"] is not None else value["path"]
 
 
 def readable(files: Iterable[tuple[str, Path | BytesIO | str]]) -> Iterator[Image.Image]:
-    """The images in RGB. One that cannot be read is left out, with a warning that names it."""
+    """Yield the images in RGB. Skip one that cannot be read, with a warning that names it."""
     for name, file in files:
         try:
             with Image.open(file) as image:
                 whole = image.convert("RGB")
+        # Pillow raises SyntaxError for damaged PNG chunks
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            log.warning("%s is left out, for it cannot be read: %s", name, error)
+            log.warning("%s is skipped because it cannot be read: %s", name, error)
             continue
         yield whole
 
 
 class Photographs:
-    """A source of RGB images: round after round, one crop of each photograph in an order shuffled anew.
+    """A source of random crops: in each round, one crop of every photograph, in a new random order.
 
     Args:
-        folder: where the photographs are; None for those that come with packages.
-        crops: rounds, that is crops of each photograph.
-        smallest: side of the smallest crop, as a fraction of the photograph's shorter side. Sides are drawn
-            evenly between that and the whole.
+        folder: where the photographs are; None: those of the two packages.
+        crops: rounds, and thus crops of each photograph.
+        smallest: side of the smallest crop, as a fraction of the photograph's shorter side. Sides are uniformly
+            distributed between that and the whole.
     """
 
     def __init__(self, folder: str | None = None, crops: int = 200, smallest: float = 0.3) -> None:
@@ -113,16 +115,16 @@ class Photographs:
         self.smallest = smallest
 
     def __call__(self, seed: int) -> Iterator[Image.Image]:
-        random = np.random.default_rng(seed)
+        rng = np.random.default_rng(seed)
         for _ in range(self.crops):
-            for i in random.permutation(len(self.files)):
+            for i in rng.permutation(len(self.files)):
                 with Image.open(self.files[i]) as image:
-                    yield random_crop(image.convert("RGB"), random, self.smallest)
+                    yield random_crop(image.convert("RGB"), rng, self.smallest)
 
 
-def random_crop(image: Image.Image, random: np.random.Generator, smallest: float) -> Image.Image:
-    """A square somewhere in the image, mirrored half of the time."""
-    side = max(1, round(min(image.size) * random.uniform(smallest, 1)))
-    left, top = (int(random.integers(extent - side + 1)) for extent in image.size)
+def random_crop(image: Image.Image, rng: np.random.Generator, smallest: float) -> Image.Image:
+    """Return a random square of the image, mirrored with probability 0.5."""
+    side = max(1, round(min(image.size) * rng.uniform(smallest, 1)))
+    left, top = (int(rng.integers(extent - side + 1)) for extent in image.size)
     crop = image.crop((left, top, left + side, top + side))
-    return crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if random.random() < 0.5 else crop
+    return crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else crop

@@ -1,11 +1,11 @@
-"""Contigs of the Open MetaGenome corpus, written as gLM2 reads them.
+"""Contigs of the Open MetaGenome corpus, in gLM2's notation.
 
-A row of tattabio/OMG is a contig: proteins (`CDS_seqs`) and the DNA between them (`IGS_seqs`), each with the place it
-has among both (`CDS_position_ids`, `IGS_position_ids`), and the strand of each protein (`CDS_orientations`, true for
-the forward one). The first stretch of DNA is the mark `<sep>`. Source: the README of github.com/TattaBio/OMG.
+A row of tattabio/OMG is a contig: proteins (`CDS_seqs`) and the DNA between them (`IGS_seqs`), with the position of
+each in the contig (`CDS_position_ids`, `IGS_position_ids`) and the strand of each protein (`CDS_orientations`, true for
+forward). The first DNA element is the marker `<sep>`. Source: the README of github.com/TattaBio/OMG.
 
-gLM2 reads `<+>MKV...<+>acgt...<->MLG...`: a strand before each element, proteins in upper case, DNA in lower case and
-always `<+>`. Source: the README of github.com/TattaBio/gLM2.
+gLM2's notation is `<+>MKV...<+>acgt...<->MLG...`: a strand before each element, proteins in upper case, DNA in lower
+case and always `<+>`. Source: the README of github.com/TattaBio/gLM2.
 """
 
 from collections.abc import Iterator
@@ -19,17 +19,17 @@ COLUMNS = ("CDS_seqs", "CDS_position_ids", "CDS_orientations", "IGS_seqs", "IGS_
 
 @dataclass(frozen=True, kw_only=True)
 class Contigs(HubRows):
-    """Contigs of a dataset in OMG's layout, shuffled."""
+    """A source of contigs from a dataset in OMG's layout, shuffled."""
 
     def __call__(self, seed: int) -> Iterator[str]:
         return (text for row in self.rows(seed, *COLUMNS) if (text := contig(row)))
 
 
 def contig(row: dict[str, Any]) -> str:
-    """A row's elements in their order. DNA with other letters than A, C, G and T is left out, `<sep>` with it: gLM2
-    has no token for them.
+    """Return a row's elements in order. Skip DNA with letters other than A, C, G and T, including `<sep>`, because
+    gLM2 has no tokens for them.
 
-    Raises ValueError if the row's lists do not fit together.
+    Raise ValueError if the row's lists differ in length.
     """
     try:
         proteins = zip(row["CDS_position_ids"], row["CDS_orientations"], row["CDS_seqs"], strict=True)

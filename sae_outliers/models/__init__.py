@@ -1,15 +1,15 @@
-"""Pretrained networks: one module per way of loading. Each `load` returns a `Backbone`."""
+"""Pretrained networks. One module per way of loading them; each `load` returns a `Backbone`."""
 
 from torch import library
 
 
 def _make_torchvision_importable() -> None:
-    """Declare the two operators whose absence kills `import torchvision` beside a torch without CUDA.
+    """Declare the two operators without which `import torchvision` fails if torch is a CPU build.
 
-    PyPI's torchvision for Linux is a CUDA build. Beside a CPU torch its shared library does not load, and
-    registering its fake kernels then raises "operator torchvision::nms does not exist", which takes timm and
-    transformers down with it. Declared but not implemented, the operators satisfy the import; nothing here calls
-    them, and timm's models and transforms need no other part of that library.
+    PyPI's torchvision for Linux is a CUDA build. With a CPU build of torch its shared library does not load, and
+    registering its fake kernels then raises "operator torchvision::nms does not exist", so that timm and transformers
+    cannot be imported either. Declaring the operators without implementing them is enough for the import; this project
+    never calls them, and timm's models and transforms need nothing else from that library.
     """
     try:
         import torchvision
@@ -18,8 +18,8 @@ def _make_torchvision_importable() -> None:
         _OPERATORS.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         import torchvision  # noqa: F401
     except ImportError:
-        pass  # no torchvision: transformers does without, and timm says what it needs
+        pass  # transformers does not need torchvision, and timm names it in its own error
 
 
-_OPERATORS = library.Library("torchvision", "FRAGMENT")  # a definition lives as long as this object
+_OPERATORS = library.Library("torchvision", "FRAGMENT")  # a definition is removed with this object
 _make_torchvision_importable()

@@ -1,4 +1,4 @@
-"""What every way of loading a model returns: a network, where its blocks are, and how documents become inputs."""
+"""`Backbone`, which every loader returns: a network, its blocks, and how documents become its inputs."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Batch:
-    """Inputs of one forward pass, and which of its positions are tokens.
+    """The inputs of one forward pass, with masks that say which positions are tokens.
 
     Attributes:
         inputs: keyword arguments of the network's `forward`.
-        mask: bool [items, positions], True where a real token is (not padding); None if every position is one.
+        mask: bool [items, positions], True at tokens and False at padding; None if every position is a token.
         special: bool [items, positions], True for BOS, CLS, EOS, SEP and register tokens; None if there are none.
-            A special token is real: `special` implies `mask`.
+            Special tokens are tokens: `special` implies `mask`.
         begins: bool [items], True for the first item of its document; `Backbone.batches` sets it.
     """
 
@@ -27,6 +27,8 @@ class Batch:
     begins: Tensor | None = None
 
     def to(self, device: torch.device | str) -> "Batch":
+        """Return a copy on `device`; `begins` stays on the CPU, where it is read."""
+
         def move(tensor: Tensor | None) -> Tensor | None:
             return None if tensor is None else tensor.to(device)
 
@@ -35,7 +37,7 @@ class Batch:
 
 
 def first_output(output: Any) -> Tensor:
-    """A block's residual stream, [items, positions, d_model]: the output itself, or the first of a tuple."""
+    """Return a block's residual stream, [items, positions, d_model]: its output, or the first entry of a tuple."""
     return output[0] if isinstance(output, tuple) else output
 
 
@@ -46,8 +48,8 @@ class Backbone:
     Attributes:
         module: the network; called as `module(**batch.inputs)`.
         blocks: `blocks[i]` is the module whose output is layer `i + 1`.
-        items: turns one document of the domain into the network's items (a text into windows of token ids, a
-            photograph into crops); an item is whatever `collate` takes.
+        items: turns one document into items for the network, such as a text into windows of token ids; `collate`
+            defines what an item is.
         collate: turns a list of items into one `Batch`, padding and masking as needed.
         hidden: turns a block's raw output into [items, positions, d_model].
     """
@@ -59,14 +61,14 @@ class Backbone:
     hidden: Callable[[Any], Tensor] = first_output
 
     def block(self, layer: int) -> nn.Module:
-        """The module whose output is `layer` (1-based). Raises ValueError if there is no such layer."""
+        """Return the module whose output is `layer` (1-based). Raise ValueError if there is no such layer."""
         if not 1 <= layer <= len(self.blocks):
             raise ValueError(f"layer {layer} does not exist: this model has layers 1 to {len(self.blocks)}")
         return self.blocks[layer - 1]
 
     def batches(self, documents: Iterable[Any], batch_size: int, start: int = 0) -> Iterator[Batch]:
-        """Batches of `batch_size` items in the order of the documents, from item number `start` on."""
-        items = ((n == 0, item) for document in documents for n, item in enumerate(self.items(document)))
+        """Yield batches of `batch_size` items in the order of the documents, beginning with item `start` (0-based)."""
+        items = ((i == 0, item) for document in documents for i, item in enumerate(self.items(document)))
         wanted = islice(items, start, None)
         while chunk := list(islice(wanted, batch_size)):
             begins, members = zip(*chunk, strict=True)

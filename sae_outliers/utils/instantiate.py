@@ -1,6 +1,6 @@
-"""Build what a config names by `_target_`: network loaders and data sources.
+"""Instantiate config nodes with a `_target_`: network loaders and data sources.
 
-Ids are digests over names, so a component keeps the name under which it was first known, wherever its code moves.
+Run and store ids are digests over names, so a component keeps its first name in them when its code moves.
 """
 
 from collections.abc import Mapping
@@ -10,8 +10,8 @@ import hydra.utils
 from hydra.errors import InstantiationException
 from omegaconf import OmegaConf
 
-# Where the code is now -> the name that ids know it by, which as a _target_ still works. Whoever moves a loader or a
-# data source adds a line; one that has never moved is known by its path.
+# Current module -> the module name that ids contain and that configs may still use. Add a line when you move a loader
+# or a data source; a module that never moved needs none.
 STABLE_NAMES = {
     "sae_outliers.models.transformers.auto": "sae_outliers.models.huggingface",
     "sae_outliers.models.transformers.progen": "sae_outliers.models.progen",
@@ -31,22 +31,22 @@ _MOVED = {name: path for path, name in STABLE_NAMES.items()}
 
 
 def stable_name(target: str) -> str:
-    """The name under which ids know a `_target_`: the same before and after its module moved."""
+    """Return the name of a `_target_` in ids, which stays the same when its module moves."""
     module, _, attribute = target.rpartition(".")
     return f"{STABLE_NAMES.get(module, module)}.{attribute}"
 
 
 def instantiate(node: Any) -> Any:
-    """Return the object that a config node describes. Raises whatever its constructor raised."""
+    """Return the object that a config node describes. Raise whatever its constructor raises."""
     try:
         plain = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
         return hydra.utils.instantiate(_where_they_are(plain))
     except InstantiationException as error:
-        raise error.__cause__ or error from None
+        raise error.__cause__ or error from None  # Hydra's wrapper hides the message that tells users what to do
 
 
 def _where_they_are(node: Any) -> Any:
-    """The node with every `_target_` that names a module's former place pointed to where it is now."""
+    """Return the node with each `_target_` in a former module replaced by its current one."""
     if isinstance(node, list):
         return [_where_they_are(item) for item in node]
     if not isinstance(node, Mapping):

@@ -1,18 +1,19 @@
-"""Where weight packages are found, and where what is converted from them is kept."""
+"""Locate packages that carry weights, and cache what is converted from them."""
 
 import os
 from collections.abc import Callable
-from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
+
+from filelock import FileLock
 
 from sae_outliers.utils.files import atomic_write
 
 
 def package_folder(module: str, distribution: str, install: str = "make weights") -> Path:
-    """The folder of the installed top-level package `module`, found without importing it.
+    """Return the folder of the installed top-level package `module`, without importing it.
 
-    Raises ModuleNotFoundError, naming the pip package `distribution` and the command `install`, otherwise.
+    Raise ModuleNotFoundError, naming the pip package `distribution` and the command `install`, if it is not installed.
     """
     spec = find_spec(module)
     if spec is None or not spec.submodule_search_locations:
@@ -21,25 +22,23 @@ def package_folder(module: str, distribution: str, install: str = "make weights"
 
 
 def cache_folder() -> Path:
-    """`$SAE_OUTLIERS_CACHE`, or `~/.cache/sae_outliers`; it need not exist yet."""
+    """Return `$SAE_OUTLIERS_CACHE`, or `~/.cache/sae_outliers`; it may not exist yet."""
     named = os.environ.get("SAE_OUTLIERS_CACHE")
     return Path(named).expanduser() if named else Path.home() / ".cache" / "sae_outliers"
 
 
-def distribution_version(distribution: str) -> str:
-    """The installed version of a pip package. Raises PackageNotFoundError if there is none."""
-    return metadata.version(distribution)
-
-
 def converted(name: str, write: Callable[[Path], None]) -> Path:
-    """The cached file `name`; made by `write(path)` if it is absent.
+    """Return the file or folder `name` of the cache; if it is absent, let `write(path)` make it first.
 
-    Put whatever determines the content (the package's version) into `name`. Of two processes that start at
-    once both write, each a file of its own, and the last renames its own over the other: equal content, never
-    half a file.
+    Put whatever determines the content (the package's version) into `name`: an entry is never written again.
     """
     path = cache_folder() / name
-    if not path.exists():
-        with atomic_write(path) as beside:
-            write(beside)
+    if path.exists():
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # conversions take up to a minute and gigabytes of memory: a second process waits instead of converting as well
+    with FileLock(path.with_name(f".{name}.lock")):
+        if not path.exists():
+            with atomic_write(path) as beside:
+                write(beside)
     return path

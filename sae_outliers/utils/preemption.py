@@ -1,7 +1,7 @@
 """Defer SLURM's preemption signal to the next safe point.
 
-Submitit has SLURM send USR2 before a time limit or a preemption. Its handler requeues the job and ends the process
-wherever it happens to be; files that are written whole survive that, but the steps since the last checkpoint do not.
+Submitit has SLURM send SIGUSR2 before a time limit or a preemption. Its handler requeues the job and exits at once.
+Files survive that because they are written atomically, but the steps since the last checkpoint would be lost.
 """
 
 import signal
@@ -12,17 +12,18 @@ from types import FrameType
 
 
 class DeferredSignal:
-    """A signal that is deferred, and whether it was `received`."""
+    """The state of a deferred signal: its original handler, and whether it was `received`."""
 
     def __init__(self) -> None:
         self.handler = signal.getsignal(signal.SIGUSR2)
         self.received = False
 
     def note(self, number: int, frame: FrameType | None) -> None:
+        """Record the signal; this is the handler inside the block."""
         self.received = True
 
     def deliver(self) -> None:
-        """Call the handler that the block took the place of: Submitit's does not return, but requeues and exits."""
+        """Call the original handler; Submitit's requeues the job and exits instead of returning."""
         self.received = False
         if callable(self.handler):
             self.handler(signal.SIGUSR2, None)
@@ -30,10 +31,10 @@ class DeferredSignal:
 
 @contextmanager
 def defer_preemption() -> Iterator[DeferredSignal]:
-    """Within the block USR2 is only noted; the block checks `received` where it can stop, and then calls `deliver`.
+    """Only record SIGUSR2 inside the block, which checks `received` where it can stop, and then calls `deliver`.
 
-    One that was received and not delivered is delivered when the block ends without an error. Where nobody handles the
-    signal, as outside of SLURM, or in a thread, which cannot, nothing is deferred.
+    A signal that was received but not delivered is delivered when the block ends without an error. Nothing is deferred
+    outside SLURM, where no handler is set, or in a thread, where Python does not allow one.
     """
     deferred = DeferredSignal()
     if not callable(deferred.handler) or threading.current_thread() is not threading.main_thread():

@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, a plain line now and then elsewhere."""
+"""Report progress: a bar on a terminal, otherwise a plain line every few seconds."""
 
 import sys
 import time
@@ -6,11 +6,11 @@ from types import TracebackType
 
 from tqdm import tqdm
 
-SECONDS_BETWEEN_LINES = 15.0
+SECONDS_BETWEEN_LINES = 15.0  # frequent enough to follow a job, and sparse enough for its log
 
 
 class Progress:
-    """Use as a context; `update(done)` takes the absolute amount."""
+    """A context manager that reports how much of `total` is done."""
 
     def __init__(self, title: str, total: int, unit: str) -> None:
         self._title, self._total, self._unit = title, total, unit
@@ -24,6 +24,7 @@ class Progress:
         self._bar.close()
 
     def update(self, done: int, note: str = "") -> None:
+        """Report that `done` units in total (not since the last call) are complete; `note` is appended."""
         self._bar.n = min(done, self._total)
         self._bar.set_postfix_str(note, refresh=False)
         self._bar.refresh()

@@ -1,4 +1,4 @@
-"""What a figure was made with: commit, versions, machine."""
+"""Provenance of a result: commit, package versions, device, peak memory."""
 
 import platform
 import resource
@@ -13,9 +13,9 @@ PACKAGES = ("sae-outliers", "torch", "transformers", "timm", "datasets", "numpy"
 
 
 def git_commit() -> str:
-    """The commit of the code, with `-dirty` if files differ from it; `unknown` outside a checkout.
+    """Return the commit of the code, with `-dirty` appended if files differ from it, or `unknown` outside a checkout.
 
-    A copy of the code that jobs run from names the commit in a file.
+    The snapshot that cluster jobs run from is no checkout; its COMMIT file names the commit.
     """
     if (CHECKOUT / "COMMIT").is_file():
         return (CHECKOUT / "COMMIT").read_text().strip()
@@ -30,6 +30,7 @@ def git_commit() -> str:
 
 
 def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that determine results; `absent` if not installed."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -40,13 +41,14 @@ def versions() -> dict[str, str]:
 
 
 def device_name(device: torch.device) -> str:
+    """Return the name of the GPU, or the number of CPU threads, which both affect run time and rounding."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"cpu ({torch.get_num_threads()} threads)"
 
 
 def peak_memory_mb(device: torch.device) -> float:
-    """Largest memory of this process so far, in MiB: on the GPU if the run used one, else resident."""
+    """Return the peak memory of this process in MiB: allocated on the GPU if `device` is one, otherwise resident."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10

@@ -1,4 +1,4 @@
-"""Things that a config names: looked up by name, registered where they are defined."""
+"""Map the names that a config uses to objects, which register themselves where they are defined."""
 
 from collections.abc import Callable, Iterator
 from importlib import import_module
@@ -9,17 +9,18 @@ T = TypeVar("T")
 
 
 class Registry(Generic[T]):
-    """A name -> object map that fills itself from the modules of one package, imported at the first look.
+    """A name -> object map, filled on first use by importing the modules of one package.
 
-    `option` is the config option that names them, for the refusal. `package` is where they are defined; without one,
-    they stand beside the registry.
+    Attributes:
+        option: the config option whose values these names are, for error messages.
+        package: the package whose modules register objects; None if the registry's own module does.
     """
 
     def __init__(self, option: str, package: str | None = None) -> None:
         self.option, self._package, self._found = option, package, dict[str, T]()
 
     def register(self, *names: str) -> Callable[[T], T]:
-        """Register the object under these names. Raises ValueError where one of them is taken."""
+        """Register the decorated object under these names. Raise ValueError if a name is taken."""
 
         def add(item: T) -> T:
             for name in names:
@@ -31,7 +32,7 @@ class Registry(Generic[T]):
         return add
 
     def __getitem__(self, name: str) -> T:
-        """Raises ValueError, with the names that there are, for an unknown one."""
+        """Return the object called `name`. Raise ValueError, listing the known names, if there is none."""
         self._load()
         if name not in self._found:
             raise ValueError(f"{self.option}={name} does not exist: use one of {', '.join(self._found)}")
@@ -42,7 +43,7 @@ class Registry(Generic[T]):
         return name in self._found
 
     def __iter__(self) -> Iterator[str]:
-        """The names, in the order of their registration."""
+        """Yield the names in the order of registration."""
         self._load()
         return iter(self._found)
 
@@ -51,6 +52,7 @@ class Registry(Generic[T]):
         return iter(self._found.items())
 
     def _load(self) -> None:
+        # not at import: the modules that register import this one, and some of them load torch
         package, self._package = self._package, None
         if package is not None:
             for module in iter_modules(import_module(package).__path__):

@@ -1,9 +1,9 @@
-"""Stable Diffusion 3: the image stream of its transformer, in the middle of denoising an image from a prompt.
+"""Stable Diffusion 3: the image stream of its transformer, part of the way through denoising.
 
-A diffusion transformer sees a noisy image, and which one depends on how far denoising has come. Here the pipeline's own
-sampler starts from pure noise and makes the first `at_step` of `steps` steps for the prompt; the forward pass that
-would make the next step is the one whose activations are taken. There is no guidance, which would be a second forward
-pass for an empty prompt, and no photograph is needed.
+The input of a diffusion transformer depends on the noise level. Here the pipeline's own sampler starts from pure noise
+and takes the first `at_step` of `steps` denoising steps for a prompt; the activations are those of the forward pass for
+the next step. There is no classifier-free guidance (a second forward pass with an empty prompt), and no image dataset
+is needed.
 """
 
 import zlib
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from sae_outliers.models.backbone import Backbone, Batch
+from sae_outliers.models.hub_access import not_loaded
 
 
 def load(
@@ -25,18 +26,18 @@ def load(
     text_device: str = "cpu",
     **options: Any,
 ) -> Backbone:
-    """A Stable Diffusion 3 transformer in float32; a document is a prompt, and an item one image for it.
+    """Return a Stable Diffusion 3 transformer in float32; a document is a prompt, and its only item is an image.
 
     Args:
         checkpoint: a hub id, or a local folder that a `StableDiffusion3Pipeline` was saved to.
-        steps: of the whole way from noise to image, which sets the noise levels.
-        at_step: steps made before the activations are taken; 0 takes them on pure noise.
-        size: side of the image in pixels; a token is a square of 16 of them.
-        text_device: where prompts are encoded. Stable Diffusion 3.5's encoders take 22 GB.
+        steps: denoising steps from noise to image, which set the noise levels.
+        at_step: steps taken before the activations are captured; 0: captured on pure noise.
+        size: side of the image in pixels; a token is a patch of 16 × 16.
+        text_device: where prompts are encoded. The CPU by default, because Stable Diffusion 3.5's encoders take 22 GB.
         options: for `from_pretrained` (`revision`, `cache_dir`).
 
     Raises:
-        FileNotFoundError: the checkpoint is not there, or the hub refuses it.
+        FileNotFoundError: the checkpoint does not exist, or the hub denies access to it.
         ModuleNotFoundError: diffusers is not installed.
         ValueError: there is no such step, or the image cannot be cut into patches.
     """
@@ -60,18 +61,18 @@ def load(
 
 
 def image_stream(output: tuple[Tensor | None, Tensor]) -> Tensor:
-    """Of a block's text and image states the latter, [images, patches, d_model]."""
+    """Return the image states, [images, patches, d_model], of a block's (text, image) output."""
     return output[1]
 
 
 @dataclass(frozen=True)
 class Denoising:
-    """Makes of prompts what the transformer sees at one step.
+    """The sampler: turns prompts into the transformer's input at one step.
 
     Attributes:
         pipeline: a `StableDiffusion3Pipeline`; its VAE is not used.
-        steps, at_step, text_device: as `load` has them.
-        side: of the latent image.
+        steps, at_step, text_device: see `load`.
+        side: side of the latent image.
     """
 
     pipeline: Any
@@ -82,9 +83,9 @@ class Denoising:
 
     @torch.inference_mode()
     def collate(self, prompts: list[str]) -> Batch:
-        """Inputs of the forward pass that follows `at_step` steps; all patches of all images are tokens."""
+        """Return the inputs of the forward pass that follows `at_step` steps; every patch is a token."""
         transformer, scheduler = self.pipeline.transformer, self.pipeline.scheduler
-        text, pooled = self._encoded(prompts)
+        text, pooled = self._encode(prompts)
         scheduler.set_timesteps(self.steps, device=transformer.device)
 
         def inputs(latents: Tensor, time: Tensor) -> dict[str, Tensor]:
@@ -101,16 +102,20 @@ class Denoising:
             latents = scheduler.step(velocity, time, latents, return_dict=False)[0]
         return Batch(inputs(latents, scheduler.timesteps[self.at_step]))
 
-    def _encoded(self, prompts: list[str]) -> tuple[Tensor, Tensor]:
-        """Prompts as [prompts, text positions, joint width] and [prompts, pooled width], where the transformer is."""
-        device, there = self.pipeline.transformer.device, torch.device(self.text_device)
+    def _encode(self, prompts: list[str]) -> tuple[Tensor, Tensor]:
+        """Return [prompts, text positions, joint width] and [prompts, pooled width] on the transformer's device."""
+        device = self.pipeline.transformer.device
         text, _, pooled, _ = self.pipeline.encode_prompt(
-            prompts, prompt_2=None, prompt_3=None, device=there, do_classifier_free_guidance=False
+            prompts,
+            prompt_2=None,
+            prompt_3=None,
+            device=torch.device(self.text_device),
+            do_classifier_free_guidance=False,
         )
         return text.to(device), pooled.to(device)
 
     def _noise(self, prompts: list[str]) -> Tensor:
-        """[prompts, channels, side, side]; a prompt's noise is always the same, on every device and in any batch."""
+        """Return [prompts, channels, side, side]; a prompt's noise does not depend on the device or the batch."""
         shape = (self.pipeline.transformer.config.in_channels, self.side, self.side)
         seeds = (torch.Generator().manual_seed(zlib.crc32(prompt.encode())) for prompt in prompts)
         noise = torch.stack([torch.randn(shape, generator=seed) for seed in seeds])
@@ -118,7 +123,7 @@ class Denoising:
 
 
 def _pipeline(checkpoint: str | Path, options: dict[str, Any]) -> Any:
-    """The pipeline without its VAE, in float32: released in 16 bits, it would compute in them."""
+    """Load the pipeline without its VAE, in float32 instead of the 16 bits that it is stored in."""
     try:
         from diffusers import StableDiffusion3Pipeline
     except ImportError as error:
@@ -126,10 +131,6 @@ def _pipeline(checkpoint: str | Path, options: dict[str, Any]) -> Any:
     try:
         pipeline = StableDiffusion3Pipeline.from_pretrained(checkpoint, vae=None, dtype=torch.float32, **options)
     except OSError as error:
-        raise FileNotFoundError(
-            f"{checkpoint} could not be loaded. If the hub gives it out on request only, accept the licence at "
-            f"https://huggingface.co/{checkpoint}, log in with `hf auth login`, and try again; or give a folder with a "
-            f"copy as model.loader.checkpoint=. diffusers says: {str(error).strip().splitlines()[0]}"
-        ) from error
+        raise not_loaded(checkpoint, "diffusers", error) from error
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

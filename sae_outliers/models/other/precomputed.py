@@ -1,4 +1,4 @@
-"""No network: activations that were stored elsewhere (see data/stored.py) pass through as layer 0."""
+"""Precomputed activations (see data/arrays.py) in place of a network: they pass through as layer 0."""
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +8,7 @@ from sae_outliers.models.backbone import Backbone, Batch
 
 
 class PassThrough(nn.Module):
-    """A network of one block, which changes nothing."""
+    """A network whose only block is the identity."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -19,21 +19,22 @@ class PassThrough(nn.Module):
 
 
 class LayerZero(Backbone):
-    """A backbone whose one layer is number 0, as the published table counts it: it follows no block."""
+    """A backbone whose only layer is 0, as in the published table, because no block precedes it."""
 
     def block(self, layer: int) -> nn.Module:
+        """Return the identity block. Raise ValueError for a layer other than 0."""
         if layer != 0:
             raise ValueError(f"layer {layer} does not exist: stored activations are layer 0")
         return self.blocks[0]
 
 
 def load() -> Backbone:
-    """A backbone whose documents are activations [tokens, d_model]; each is one item, and no token is special."""
+    """Return a backbone whose documents are activations [tokens, d_model]; each is one item without special tokens."""
     network = PassThrough()
     return LayerZero(network, [network.block], lambda activations: [activations], collate)
 
 
 def collate(items: list[Tensor]) -> Batch:
-    """Activations [items, longest, d_model], with zeros behind the shorter ones, which are no tokens."""
+    """Return activations [items, longest, d_model], padded with zeros that the mask excludes."""
     lengths = torch.tensor([[len(item)] for item in items])
     return Batch({"activations": pad_sequence(items, batch_first=True)}, torch.arange(int(lengths.max())) < lengths)

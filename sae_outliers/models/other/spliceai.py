@@ -1,7 +1,7 @@
-"""SpliceAI-10k, a dilated conv net that finds splice sites, rebuilt in torch from its package's Keras files.
+"""SpliceAI-10k, a dilated convolutional network for splice sites, in PyTorch with the weights of its Keras files.
 
-The package says GPLv3, and its weights are believed to be for non-commercial use only; so nothing of it is
-bundled, and this model is optional.
+The package's licence is GPLv3, and its weights are believed to be for non-commercial use only; therefore nothing of it
+is bundled, and this model is optional.
 """
 
 from collections.abc import Iterator
@@ -15,21 +15,21 @@ from torch import Tensor, nn
 from sae_outliers.models.backbone import Backbone, Batch
 from sae_outliers.utils.package_cache import package_folder
 
-CONTEXT = 5000  # bases on either side that reach a position: Σ (width - 1)·dilation / 2 over all convolutions
+CONTEXT = 5000  # half the receptive field in bases: Σ (width - 1)·dilation / 2 over all convolutions
 CHANNELS = 32
 STAGES = ((11, 1), (11, 4), (21, 10), (41, 25))  # kernel width and dilation of four units each
 UNITS_PER_STAGE = 4
 
 
 def load(net: int = 1, window: int = 15_000) -> Backbone:
-    """One of the five nets of the ensemble; an item is a window of DNA.
+    """Return one of the ensemble's five networks; an item is a window of DNA.
 
     Args:
         net: 1 to 5.
-        window: bases in an item. Its tokens are the `window - 10_000` bases with their whole context inside;
-            the others would mix the sequence with the zeros beyond its ends.
+        window: bases in an item. Its tokens are the `window - 10_000` bases whose receptive field lies inside; the
+            activations of the others depend on the zero padding.
 
-    Raises ModuleNotFoundError without the package, ValueError if no base of a window would be a token.
+    Raise ModuleNotFoundError without the package, ValueError if no base of a window would be a token.
     """
     if window <= 2 * CONTEXT:
         raise ValueError(f"window={window} leaves no token: the network needs {CONTEXT} bases on either side")
@@ -43,13 +43,13 @@ def load(net: int = 1, window: int = 15_000) -> Backbone:
 
 
 def windows(sequence: str, window: int) -> Iterator[str]:
-    """Windows whose tokens follow each other without gap or overlap; the last one may be shorter."""
+    """Yield windows whose tokens are consecutive, without gap or overlap; the last window may be shorter."""
     for start in range(0, len(sequence) - 2 * CONTEXT, window - 2 * CONTEXT):
         yield sequence[start : start + window]
 
 
 def collate(sequences: list[str]) -> Batch:
-    """One-hot input [items, 4, bases], shorter windows padded on the right; unknown bases are no tokens."""
+    """Return the one-hot input [items, 4, bases], padded on the right; unknown bases are masked out."""
     length = max(map(len, sequences))
     encoded = torch.stack([one_hot(sequence.ljust(length, "N")) for sequence in sequences])
     mask = encoded.sum(1) > 0
@@ -60,19 +60,19 @@ def collate(sequences: list[str]) -> Batch:
 
 
 def one_hot(sequence: str) -> Tensor:
-    """float32 [4, bases] in the order A, C, G, T; a column of zeros for any other letter."""
+    """Return float32 [4, bases] in the order A, C, G, T; a column of zeros for any other letter."""
     codes = torch.frombuffer(bytearray(sequence.upper().encode("ascii")), dtype=torch.uint8)
     bases = torch.tensor([ord(base) for base in "ACGT"], dtype=torch.uint8)
     return (codes == bases[:, None]).float()
 
 
 def hidden(output: Tensor) -> Tensor:
-    """[items, channels, bases] as [items, bases, channels]."""
+    """Transpose [items, channels, bases] to [items, bases, channels]."""
     return output.transpose(1, 2)
 
 
 class ResidualUnit(nn.Module):
-    """Twice batch norm, ReLU and a dilated convolution, added to what came in."""
+    """A residual unit of two sequences of batch norm, ReLU and dilated convolution."""
 
     def __init__(self, width: int, dilation: int) -> None:
         super().__init__()
@@ -90,7 +90,7 @@ class ResidualUnit(nn.Module):
 
 
 class SpliceAI(nn.Module):
-    """DNA [items, 4, bases] to probabilities [items, 3, bases - 10_000] of no site, acceptor and donor."""
+    """The network, from DNA [items, 4, bases] to [items, 3, bases - 10_000] probabilities: none, acceptor, donor."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -112,7 +112,7 @@ class SpliceAI(nn.Module):
 
 
 def read_network(path: Path) -> SpliceAI:
-    """The network of a Keras file, in eval mode. Raises KeyError or RuntimeError if its layers are others."""
+    """Read a Keras file into a network in eval mode. Raise KeyError or RuntimeError if the layers do not match."""
     network = SpliceAI()
     with h5py.File(path) as file:
         weights = file["model_weights"]
@@ -125,7 +125,7 @@ def read_network(path: Path) -> SpliceAI:
 
 
 def _convolutions(network: SpliceAI) -> Iterator[nn.Module]:
-    """The convolutions in the order in which Keras numbers them, the order in which the model was built."""
+    """Yield the convolutions in Keras' numbering, which is the order in which the original model was built."""
     yield network.stem
     yield network.skips[0]
     units = iter(network.units)

@@ -1,7 +1,7 @@
-"""A "network" whose activations are made up: sparse sums of known directions, with a mean in a few dimensions.
+"""A synthetic "network" whose activations are sparse sums of known directions, plus a mean in a few dimensions.
 
-It stands where a pretrained network would, so that the high-γ regime can be studied without one. Its records carry
-the domain `synthetic`, which no table of pretrained models takes in.
+It takes the place of a pretrained network, so that the high-γ regime can be studied without one. Its records have the
+domain `synthetic`, which the tables of pretrained models exclude.
 """
 
 import torch
@@ -12,12 +12,12 @@ from sae_outliers.models.backbone import Backbone, Batch
 
 
 class SparseSums(nn.Module):
-    """Activations [items, positions, d_model] of numbered items; an item's number fixes its tokens.
+    """Synthetic activations [items, positions, d_model]; an item's number is the seed of its tokens.
 
-    A token is the sum of `active` of the `n_directions` unit directions, with sizes exponentially distributed, and of
-    the mean, which lies in the first `outlier_dims` dimensions. Direction i is chosen about as often as
-    1 / sqrt(i + 1). Without the mean, tokens have a norm near d_model, as the paper's preprocessing leaves them; the
-    mean has `gamma` times that.
+    A token is the sum of `active` of the `n_directions` unit directions, with exponentially distributed coefficients,
+    plus the mean, which lies in the first `outlier_dims` dimensions. Direction i is drawn with a probability of about
+    1 / sqrt(i + 1). Without the mean, the norm of a token is near d_model, as after the paper's preprocessing; the norm
+    of the mean is `gamma` times that.
     """
 
     def __init__(
@@ -39,6 +39,7 @@ class SparseSums(nn.Module):
         rng = torch.Generator().manual_seed(number)  # on the CPU, so that every device sees the same tokens
         n_directions = len(self.directions)
         popularity = -0.5 * torch.arange(1, n_directions + 1).log()
+        # Gumbel top-k: draws `active` directions without replacement
         gumbel = -torch.empty(self.positions, n_directions).exponential_(generator=rng).log()
         chosen = (popularity + gumbel).topk(self.active, dim=1).indices
         sizes = torch.empty(chosen.shape).exponential_(generator=rng)
@@ -50,7 +51,7 @@ class SparseSums(nn.Module):
 
 
 class OneBlock(nn.Module):
-    """A network of one block."""
+    """A network with a single block."""
 
     def __init__(self, block: nn.Module) -> None:
         super().__init__()
@@ -61,6 +62,6 @@ class OneBlock(nn.Module):
 
 
 def load(**options: float) -> Backbone:
-    """A backbone whose documents are the numbers of items; `options` are those of `SparseSums`."""
+    """Return a backbone whose documents are item numbers; `options` are those of `SparseSums`."""
     network = OneBlock(SparseSums(**options))  # type: ignore[arg-type]
     return Backbone(network, [network.block], lambda number: [number], lambda n: Batch({"numbers": torch.tensor(n)}))

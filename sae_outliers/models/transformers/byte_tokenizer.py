@@ -1,15 +1,15 @@
-"""Evo's tokens: a nucleotide's id is its byte."""
+"""Byte tokenizer for Evo, where the id of a nucleotide is its byte."""
 
 from typing import Any
 
 
 class ByteTokenizer:
-    """One token a byte, with nothing before, after or special: what `Windows` needs of a tokenizer.
+    """A tokenizer with one token per byte and no special tokens, with the interface that `TokenWindows` needs.
 
-    Evo's repository brings a class of its own for this, which newer releases of transformers cannot import.
+    It replaces the class in Evo's repository, which newer releases of transformers cannot import.
     """
 
-    pad_token_id = 1  # as Evo's CharLevelTokenizer has it (github.com/togethercomputer/stripedhyena)
+    pad_token_id = 1  # as in Evo's CharLevelTokenizer (github.com/togethercomputer/stripedhyena)
     bos_token_id = None
     all_special_ids: tuple[int, ...] = ()
 

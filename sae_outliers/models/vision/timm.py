@@ -1,4 +1,4 @@
-"""Vision models by way of timm: the tokens of ViTs are patches, those of conv nets grid cells."""
+"""Load vision models through timm: the tokens are patches in ViTs and grid cells in convolutional networks."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -14,7 +14,13 @@ from torch import Tensor, nn
 from sae_outliers.models.backbone import Backbone, Batch, first_output
 
 # where timm's models keep their blocks: ViTs and MobileNets, ConvNeXts, Swins, ResNets, RegNets
-PLACES = (("blocks",), ("stages",), ("layers",), ("layer1", "layer2", "layer3", "layer4"), ("s1", "s2", "s3", "s4"))
+BLOCK_PATHS = (
+    ("blocks",),
+    ("stages",),
+    ("layers",),
+    ("layer1", "layer2", "layer3", "layer4"),
+    ("s1", "s2", "s3", "s4"),
+)
 
 
 def load(
@@ -24,25 +30,25 @@ def load(
     revision: str | None = None,
     **options: Any,
 ) -> Backbone:
-    """A pretrained timm model, in eval mode and float32; an item is one image, resized and normalised for it.
+    """Return a pretrained timm model in eval mode and float32; an item is one image, resized and normalised.
 
     Args:
-        architecture: timm's name, with its tag where there are several sets of weights.
-        weights: a file in timm's naming instead of timm's own download; it takes the same way through timm.
-        blocks: dotted path of the part that holds the blocks; None to look in timm's usual places. Stages count as
-            their blocks.
-        revision: the commit of the hub repository from which timm takes the weights; None for its newest.
+        architecture: timm's name, with a tag if there are several sets of weights.
+        weights: a file with timm's names, which timm loads instead of its own download.
+        blocks: dotted path of the module that holds the blocks; None: where timm's models usually keep them. The
+            blocks of stages are counted individually.
+        revision: commit of the hub repository from which timm takes the weights; None: the latest.
         options: further arguments of `timm.create_model`, such as `img_size` in pixels.
 
     Raises:
-        RuntimeError: the file does not hold exactly the model's tensors.
-        ValueError: timm has no such model, the model has no blocks there, or does not say where its patches are.
+        RuntimeError: the tensors in the file are not exactly the model's.
+        ValueError: timm has no such model, or the model has no blocks there or an unknown number of patches.
     """
     module: Any = pretrained(architecture, weights, revision, **options)
-    # timm loads strictly only as long as the model has the checkpoint's classifier, hence it goes afterwards
+    # removed only now, because timm checks the weights strictly only if the model has the checkpoint's classifier
     module.reset_classifier(0)
     module = module.eval().float()
-    # `img_size` is what the model was made for; its configuration still names the size it was trained at
+    # pass the options as well, because the model's configuration names the size of training even if `img_size` differs
     transform = create_transform(**resolve_model_data_config(module, args=options), is_training=False)
     special = _special_positions(module)
 
@@ -59,20 +65,20 @@ def load(
 def pretrained(
     architecture: str, weights: Path | str | None = None, revision: str | None = None, **options: Any
 ) -> nn.Module:
-    """timm's model with its classifier, if its weights have one."""
+    """Return timm's model, with a classifier if the weights have one."""
     overlay = {"file": str(weights)} if weights else {}
     if revision and (known := timm.get_pretrained_cfg(architecture)):
         overlay = {"hf_hub_id": f"{known.hf_hub_id}@{revision}"}
-    return _created(architecture, pretrained=True, pretrained_cfg_overlay=overlay, **options)
+    return _create_model(architecture, pretrained=True, pretrained_cfg_overlay=overlay, **options)
 
 
 def count_blocks(architecture: str, blocks: str | None = None, **options: Any) -> int:
-    """The number of blocks of a timm model, whose weights are neither read nor made. Raises ValueError as `load`."""
+    """Return a timm model's number of blocks without allocating its weights. Raise ValueError as `load` does."""
     with torch.device("meta"):
-        return len(find_blocks(_created(architecture, pretrained=False, **options), blocks))
+        return len(find_blocks(_create_model(architecture, pretrained=False, **options), blocks))
 
 
-def _created(architecture: str, **options: Any) -> nn.Module:
+def _create_model(architecture: str, **options: Any) -> nn.Module:
     try:
         return timm.create_model(architecture, **options)
     except RuntimeError as error:
@@ -82,25 +88,26 @@ def _created(architecture: str, **options: Any) -> nn.Module:
 
 
 def find_blocks(module: nn.Module, path: str | None = None) -> Sequence[nn.Module]:
-    """The blocks at `path`, or at the first of timm's usual places. Raises ValueError if there is nothing there."""
+    """Return the blocks at `path`, or at the first of timm's usual paths. Raise ValueError if there are none."""
     parts = dict(module.named_modules())
-    for place in PLACES if path is None else ((path,),):
-        if all(part in parts for part in place):
-            return [block for part in place for block in flat_blocks(parts[part])]
+    for paths in BLOCK_PATHS if path is None else ((path,),):
+        if all(part in parts for part in paths):
+            return [block for part in paths for block in flat_blocks(parts[part])]
     raise ValueError(
-        f"{type(module).__name__} has no part {path or PLACES[0][0]!r}: name the one that holds its blocks by "
+        f"{type(module).__name__} has no part {path or BLOCK_PATHS[0][0]!r}: name the one that holds its blocks by "
         f"model.loader.blocks=; its parts are {', '.join(name for name, _ in module.named_children())}"
     )
 
 
 def flat_blocks(blocks: nn.Module) -> Sequence[nn.Module]:
-    """The blocks in the order of the forward pass, those of a stage one by one."""
-    stages = (getattr(child, "blocks", child) for child in blocks.children())  # timm's stages name theirs `blocks`
+    """Return the blocks in the order of the forward pass, with stages replaced by their blocks."""
+    # timm's stage classes have an attribute `blocks`; in ResNets and RegNets a stage is a plain Sequential
+    stages = (getattr(child, "blocks", child) for child in blocks.children())
     return [block for stage in stages for block in (stage if isinstance(stage, nn.Sequential) else [stage])]
 
 
 def hidden(output: Any, layout: str = "NCHW") -> Tensor:
-    """A block's output as [items, positions, d_model]; a grid of that layout row by row."""
+    """Return a block's output as [items, positions, d_model]; a grid in `layout` becomes its cells, row by row."""
     states = first_output(output)
     if states.ndim != 4:
         return states
@@ -108,7 +115,7 @@ def hidden(output: Any, layout: str = "NCHW") -> Tensor:
 
 
 def _special_positions(module: Any) -> Tensor | None:
-    """bool [positions], True at CLS and the registers, which stand before the patches; None where there are none."""
+    """Return bool [positions], True at CLS and register tokens, which precede the patches; None if there are none."""
     n_special = getattr(module, "num_prefix_tokens", 0)
     if not n_special:
         return None
