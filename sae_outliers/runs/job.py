@@ -8,7 +8,6 @@ from typing import Any
 
 import pandas as pd
 import torch.nn.functional as F
-from hydra.utils import get_class
 from omegaconf import OmegaConf
 from torch import Tensor
 
@@ -19,16 +18,25 @@ from sae_outliers.results.curves import MetricsFile, Point
 from sae_outliers.results.record import SCHEMA_VERSION, Record, run_dir
 from sae_outliers.runs.layer_data import EvalData
 from sae_outliers.sae.architectures.topk import TopK
-from sae_outliers.sae.base import SparseAutoencoder
-from sae_outliers.sae.dead_features import FateCounter, alignment
-from sae_outliers.sae.evaluation import Evaluation, compare_selection, count_fates, evaluate, fate_counter
+from sae_outliers.sae.base import SparseAutoencoder, sae_type
+from sae_outliers.sae.evaluation import (
+    Evaluation,
+    FateCounter,
+    alignment,
+    compare_selection,
+    count_fates,
+    evaluate,
+    fate_counter,
+)
 from sae_outliers.sae.initialization import initialise
 from sae_outliers.sae.io import folded_encoder, save_sae
 from sae_outliers.stats import theory
-from sae_outliers.stats.centering import CENTERINGS, Affine
 from sae_outliers.stats.moments import effective_rank, outlier_dims
-from sae_outliers.tracking.trackers import Tracker
-from sae_outliers.training.trainer import Member, Trainer
+from sae_outliers.stats.transforms import CENTERINGS, Affine
+from sae_outliers.tracking.base import Tracker
+from sae_outliers.training.loop import TrainingRun
+from sae_outliers.training.revival import revival_type
+from sae_outliers.training.trainer import Trainer
 from sae_outliers.utils.files import atomic_write, digest
 from sae_outliers.utils.provenance import device_name, git_commit, peak_memory_mb, versions
 
@@ -113,9 +121,8 @@ class Job:
         self.gamma_sae_input = (off_center.norm() / self.sae_input.variance.sum().sqrt()).item()
         self.initial, self.initial_alignment = fate_counter(self.sae), self.alignment()
         self.metrics = MetricsFile(self.directory / "metrics.jsonl", self.tracker.log)
-        self.trainer = Trainer(
-            self.sae, self.cfg.train, get_class(self.cfg.revival._target_)(**options_of(self.cfg.revival))
-        )
+        kind = revival_type(self.cfg.revival)
+        self.trainer = Trainer(self.sae, self.cfg.train, kind(**options_of(self.cfg.revival, kind)))
 
     def plant(self, x: Tensor) -> Tensor:
         """Preprocessed tokens, their mean rescaled where the config asks for it."""
@@ -137,9 +144,9 @@ class Job:
 
     def new_sae(self) -> SparseAutoencoder:
         cfg = self.cfg
-        kind: type[SparseAutoencoder] = get_class(cfg.sae._target_)
+        kind = sae_type(cfg.sae)
         scale = self.sae_input.variance.sum().sqrt().item()
-        sae = kind(self.data.d_model, scale=scale, seed=sae_seed(cfg), **sae_options(cfg)).to(self.data.device)
+        sae = kind(self.data.d_model, scale=scale, seed=sae_seed(cfg), **sae_options(cfg, kind)).to(self.data.device)
         initialise(sae, cfg.init, lambda: map(self.see, self.data.eval_tokens()), self.sae_input, sae_seed(cfg))
         return sae
 
@@ -151,8 +158,8 @@ class Job:
         """cos(encoder direction, μ) of each feature, both in the space of the preprocessed activations."""
         return alignment(folded_encoder(self.sae, self.centering), self.mean)
 
-    def member(self) -> Member:
-        return Member(self.trainer, self.see, self.measure, self.metrics, self.directory / CHECKPOINT)
+    def member(self) -> TrainingRun:
+        return TrainingRun(self.trainer, self.see, self.measure, self.metrics, self.directory / CHECKPOINT)
 
     def measure(self) -> Point:
         """The figures of a point of the death curves."""
@@ -226,8 +233,10 @@ class Job:
             "warmup_steps": cfg.train.warmup_steps,
             "decay_from": cfg.train.decay_from,
             "dead_window": cfg.train.dead_window,
-            "sae_options": json.dumps({k: v for k, v in options_of(cfg.sae).items() if k not in ("n_features", "k")}),
-            "revival_options": json.dumps(options_of(cfg.revival)),
+            "sae_options": json.dumps(
+                {k: v for k, v in options_of(cfg.sae, type(self.sae)).items() if k not in ("n_features", "k")}
+            ),
+            "revival_options": json.dumps(options_of(cfg.revival, type(self.trainer.revival))),
             "planted_gamma": cfg.data.rescale_mean,
             "d_model": self.data.d_model,
         }

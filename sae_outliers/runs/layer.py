@@ -14,8 +14,8 @@ from sae_outliers.config import RunConfig
 from sae_outliers.results.record import is_finished, write_record
 from sae_outliers.runs.job import CHECKPOINT, Job, directory_of
 from sae_outliers.runs.layer_data import LayerData
-from sae_outliers.tracking.trackers import start_tracker
-from sae_outliers.training.trainer import train
+from sae_outliers.tracking.base import start_tracker
+from sae_outliers.training.loop import train
 from sae_outliers.utils.files import atomic_write
 
 log = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ from sae_outliers.activations.store import SPECIAL
 from sae_outliers.activations.stream import batches, run_batch
 from sae_outliers.config import RunConfig
 from sae_outliers.stats.moments import moments
-from sae_outliers.stats.preprocessing import postln
+from sae_outliers.stats.transforms import postln
 from sae_outliers.utils.device import resolve_device
 from sae_outliers.utils.provenance import device_name, peak_memory_mb
 

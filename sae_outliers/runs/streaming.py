@@ -23,8 +23,8 @@ from sae_outliers.runs.job import Job, directory_of, sae_seed
 from sae_outliers.runs.layer import finish, unfinished, write_config
 from sae_outliers.runs.layer_data import Severity, SeverityMeter
 from sae_outliers.sae.base import SparseAutoencoder
-from sae_outliers.stats.preprocessing import PREPROCESSINGS
-from sae_outliers.tracking.trackers import NoTracker, start_tracker
+from sae_outliers.stats.transforms import PREPROCESSINGS
+from sae_outliers.tracking.base import NoTracker, start_tracker
 from sae_outliers.utils.device import resolve_device
 from sae_outliers.utils.progress import Progress
 
