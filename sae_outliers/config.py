@@ -218,7 +218,10 @@ def role_of(key: str) -> Role:
     for name in parents:
         if name in declared:
             return declared[name]
-    return next(role for prefix, role in OPEN_ROLES.items() if prefix.endswith(".") and key.startswith(prefix))
+    for prefix, role in OPEN_ROLES.items():
+        if prefix.endswith(".") and key.startswith(prefix):
+            return role
+    raise KeyError(f"{key} is no setting of the schema")
 
 
 def with_options(schema: type, group: str) -> type:

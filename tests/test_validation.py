@@ -28,13 +28,18 @@ from tests.conftest import composed
     (["sae.bandwidth=0.1"], "sae=topk has no option bandwidth: leave sae.bandwidth out"),
     (["revival=none", "revival.alpha=1"], "revival=none has no option alpha"),
     (["revival=preact_loss"], "revival=preact_loss needs the thresholds of sae=jumprelu"),
-    (["data.rescale_mean=-1"], "data.rescale_mean=-1.0 is a γ and must be above 0"),
+    (["data.rescale_mean=-1"], "data.rescale_mean=-1.0 must be above 0"),
     (["store=false"], "store=false measures in the stream, where nothing is trained: add train=none"),
     (["store=false", "train=none", "init=datapoint"], "store=false does not keep the tokens, which init=datapoint"),
     (["store=false", "train=none", "init.b_dec=geometric_median"], "with init.b_dec=geometric_median reads again"),
     (["variants=['seed=1','seed=2']"], "variants must share seed, but have 1 and 2: run them apart"),
-    (["variants=['','data=dna']"], "variants must share model, data and train.n_tokens: run them apart"),
-    (["variants=['','sae.k=0']"], "sae.k=0 must lie between 1"),
+    (["variants=['','data=dna']"], "variants must share data.name, but have dna and numbers: run them apart"),
+    (["variants=['','sae.k=0']"], "sae.k=0 must be at least 1"),
+    (["train.decay_from=-1"], "train.decay_from=-1.0 must be at least 0"),
+    (["train.decay_from=1.5"], "train.decay_from=1.5 must be at most 1"),
+    (["init.rank=-3"], "init.rank=-3 must be at least 1"),
+    (["train.lr=nan"], "train.lr=nan must be a finite number"),
+    (["data.tokens_per_item=0"], "data.tokens_per_item=0 must be at least 1"),
 ])  # fmt: skip
 def test_a_value_that_no_run_can_use_is_named(overrides: list[str], message: str) -> None:
     overrides = ["model=synthetic/sparse", "train=short", *overrides]

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from sae_outliers.results.record import Record
+from sae_outliers.runs.record import Record
 from sae_outliers.tracking import wandb_workspace
 from tests.conftest import ROOT, composed
 

@@ -3,21 +3,18 @@
 import logging
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import torch
 from filelock import FileLock
-from omegaconf import OmegaConf
 
 from sae_outliers.activations.store import LayerFiles
-from sae_outliers.activations.stream import Captured, batches, stream
-from sae_outliers.config import RunConfig
+from sae_outliers.activations.stream import Captured, TokenStream
 from sae_outliers.models.backbone import Backbone
-from sae_outliers.utils.device import resolve_device
-from sae_outliers.utils.files import digest, file_fingerprints, write_json
-from sae_outliers.utils.instantiate import instantiate
+from sae_outliers.utils.files import write_json
 from sae_outliers.utils.preemption import defer_preemption
 from sae_outliers.utils.progress import Progress
 from sae_outliers.utils.provenance import peak_memory_mb
@@ -27,84 +24,92 @@ log = logging.getLogger(__name__)
 SHARD_BYTES = 64 << 20  # of all layers together: what is in memory before it is written
 
 
-def store_identity(cfg: RunConfig) -> dict[str, object]:
-    """All that determines the stored rows and their order; their number does not, since a store only grows."""
-    data: dict[str, object] = OmegaConf.to_container(cfg.data, resolve=True)  # type: ignore[assignment]
-    data.pop("rescale_mean")  # done after the activations are read
-    data.pop("batch_size")  # changes no more than rounding
-    loader: dict[str, object] = OmegaConf.to_container(cfg.model.loader, resolve=True)  # type: ignore[assignment]
-    loader.pop("trust_remote_code", None)  # a permission
-    identity = {"model": cfg.model.name, "loader": loader, "data": data, "seed": cfg.seed, "format": 2}
-    local = [Path(place).expanduser() for place in (cfg.path, cfg.name) if place]
-    return identity | {"files": [file_fingerprints(place) for place in local if place.exists()]}
+def fill(
+    directory: Path, settings: Mapping[str, Any], stream: TokenStream, layers: Sequence[int], n_eval: int, n_train: int
+) -> None:
+    """Make sure that the store holds the tokens asked for at `layers`; what it holds is not computed again.
 
-
-def store_dir(cfg: RunConfig) -> Path:
-    identity = store_identity(cfg)
-    return Path(cfg.results_dir) / "activations" / f"{cfg.model.name}-{digest(identity)}"
-
-
-def training_tokens(cfg: RunConfig) -> int:
-    """Tokens to store for training; none for a run that does not train."""
-    return cfg.train.n_tokens if cfg.train.steps else 0
-
-
-def tokens_wanted(cfg: RunConfig) -> int:
-    return cfg.n_eval + training_tokens(cfg)
-
-
-def is_stored(cfg: RunConfig, layers: Sequence[int]) -> bool:
-    """Whether these layers hold the tokens that `cfg` asks for, as their files say; shards are verified when read."""
-    directory = store_dir(cfg)
-    files = (LayerFiles(directory, layer) for layer in layers)
-    return directory.is_dir() and all(file.holds(cfg.n_eval, training_tokens(cfg)) for file in files)
-
-
-def load_backbone(cfg: RunConfig, device: torch.device) -> Backbone:
-    """The network that the config names, in eval mode on the device."""
-    backbone: Backbone = instantiate(cfg.model.loader)
-    backbone.module.eval().to(device)
-    return backbone
-
-
-def extract(cfg: RunConfig, layers: Sequence[int]) -> None:
-    """Make sure that `layers` of the model have the tokens that `cfg` asks for; what is stored is not done again.
-
-    One process at a time fills a store; others wait for it. Layers that are equally far share one forward pass.
+    `settings` say what determines the rows; they are kept beside them. One process at a time fills a store; others
+    wait for it. Layers at the same position share one forward pass.
 
     Raises:
         ValueError: the data ends before there are enough tokens, or the disk is too small for them.
     """
-    directory = store_dir(cfg)
     directory.mkdir(parents=True, exist_ok=True)
     with FileLock(directory / ".lock"):
         files = {layer: LayerFiles(directory, layer) for layer in layers}
-        lacking = [layer for layer in layers if not files[layer].holds(cfg.n_eval, training_tokens(cfg))]
+        lacking = [layer for layer in layers if not files[layer].holds(n_eval, n_train)]
         if not lacking:
             return
-        write_json(directory / "store.json", store_identity(cfg))
-        device = resolve_device(cfg.device)
-        backbone = load_backbone(cfg, device)
+        if not (directory / "store.json").exists():
+            write_json(directory / "store.json", settings)
+        backbone = stream.load_backbone()
 
         def items_done(layer: int) -> int:
             return files[layer].extent().items
 
         for done, group in groupby(sorted(lacking, key=items_done), key=items_done):
             together = {layer: files[layer] for layer in group}
-            _extract_from(cfg, backbone, together, done, device)
+            Extraction(stream, backbone, together, n_eval, n_train).run(done)
+
+
+def holds(directory: Path, layers: Sequence[int], n_eval: int, n_train: int) -> bool:
+    """Whether these layers hold so many tokens, as their files say; shards are verified when they are read."""
+    return directory.is_dir() and all(LayerFiles(directory, layer).holds(n_eval, n_train) for layer in layers)
+
+
+class Extraction:
+    """One pass of the token stream into the files of layers at the same position."""
+
+    def __init__(
+        self, stream: TokenStream, backbone: Backbone, files: dict[int, LayerFiles], n_eval: int, n_train: int
+    ) -> None:
+        self.stream, self.backbone, self.files = stream, backbone, files
+        self.n_eval, self.n_train = n_eval, n_train
+        self.tokens = min(file.extent().tokens for file in files.values())
+        self.forecast = Forecast(stream, files, n_eval + n_train - self.tokens)
+
+    def run(self, done: int) -> None:
+        """Append to all files, from item `done` of the stream on, until they hold the tokens asked for."""
+        total, shards = self.n_eval + self.n_train, Shards(self.files)
+        title = f"{self.stream.model}: activations of {len(self.files)} layer(s)"
+        with Progress(title, total, "tokens") as progress:
+            progress.update(self.tokens)
+            try:
+                with defer_preemption() as signal:
+                    for captured in self.stream.read(self.backbone, list(self.files), done):
+                        self.forecast.update(captured)
+                        shards.add(captured)
+                        self.tokens += captured.tokens
+                        progress.update(self.tokens)
+                        if self.tokens >= total and self._is_complete(shards):
+                            return
+                        if signal.received:
+                            shards.write()
+                            signal.deliver()
+            finally:
+                shards.write()
+        raise ValueError(
+            f"data={self.stream.data} has only {self.tokens} tokens for {self.stream.model}, but n_eval and "
+            f"train.n_tokens ask for {total}, in different documents: lower them or name larger data"
+        )
+
+    def _is_complete(self, shards: "Shards") -> bool:
+        shards.write()
+        return all(file.holds(self.n_eval, self.n_train) for file in self.files.values())
 
 
 class Forecast:
-    """What an extraction will take, from what its first batches took."""
+    """The cost of an extraction, estimated from its first batches."""
 
-    def __init__(self, cfg: RunConfig, files: dict[int, LayerFiles]) -> None:
-        left = tokens_wanted(cfg) - min(file.extent().tokens for file in files.values())
-        self.cfg, self.left, self.seen = cfg, max(left, 0), 0
-        self.what = f"{cfg.model.name}, {len(files)} layer(s), {self.left} tokens to go"
+    def __init__(self, stream: TokenStream, files: dict[int, LayerFiles], tokens_left: int) -> None:
+        self.device, self.left, self.seen = stream.device, max(tokens_left, 0), 0
+        self.directory = next(iter(files.values())).extent_path.parent
+        self.title = f"{stream.model}, {len(files)} layer(s), {self.left} tokens to go"
         self.last = time.perf_counter()
 
-    def update(self, captured: Captured, device: torch.device) -> None:
-        """Takes in a batch: after the first, checks the disk; after the second, when all is warm, says what it takes.
+    def update(self, captured: Captured) -> None:
+        """Take in a batch: after the first, check the disk; after the second, when all is warm, log the estimate.
 
         Raises:
             ValueError: the disk has less space than the activations need.
@@ -118,17 +123,16 @@ class Forecast:
         if self.seen == 1:
             self._check(disk)
             return
-        memory = peak_memory_mb(device) * 2**20 + SHARD_BYTES
+        memory = peak_memory_mb(self.device) * 2**20 + SHARD_BYTES
         took = _duration(batches_left * seconds)
-        log.info("%s: about %.2g GB on disk, %.2g GB of memory, %s", self.what, disk / 1e9, memory / 1e9, took)
+        log.info("%s: about %.2g GB on disk, %.2g GB of memory, %s", self.title, disk / 1e9, memory / 1e9, took)
 
     def _check(self, disk: float) -> None:
-        directory = store_dir(self.cfg)
-        free = shutil.disk_usage(directory).free
+        free = shutil.disk_usage(self.directory).free
         if disk > free:
             raise ValueError(
-                f"{self.what}: {disk / 1e9:.3g} GB do not fit in {directory.parent}, where {free / 1e9:.3g} GB are "
-                "free: take fewer layers or tokens, another results_dir, or store=false"
+                f"{self.title}: {disk / 1e9:.3g} GB do not fit in {self.directory.parent}, where {free / 1e9:.3g} GB "
+                "are free: take fewer layers or tokens, another results_dir, or store=false"
             )
 
 
@@ -139,7 +143,7 @@ def _duration(seconds: float) -> str:
 
 
 class Shards:
-    """What forward passes gave and is not yet written; it is written for all layers at once."""
+    """Captured activations waiting to be written, for all layers at once."""
 
     def __init__(self, files: dict[int, LayerFiles]) -> None:
         self.files = files
@@ -160,37 +164,3 @@ class Shards:
         for layer, file in self.files.items():
             rows, flags = ([getattr(captured, what)[layer] for captured in waiting] for what in ("rows", "flags"))
             file.append(torch.cat(rows), torch.cat(flags), items)
-
-
-def _extract_from(
-    cfg: RunConfig, backbone: Backbone, files: dict[int, LayerFiles], done: int, device: torch.device
-) -> None:
-    """Append to all `files`, from item `done` of the token stream on, until they hold the tokens wanted."""
-    wanted, shards = tokens_wanted(cfg), Shards(files)
-    tokens = min(file.extent().tokens for file in files.values())
-    forecast, incoming = Forecast(cfg, files), batches(cfg, backbone, device, done)
-    with Progress(f"{cfg.model.name}: activations of {len(files)} layer(s)", wanted, "tokens") as progress:
-        progress.update(tokens)
-        try:
-            with defer_preemption() as signal:
-                for captured in stream(cfg, backbone, incoming, list(files), device, done):
-                    forecast.update(captured, device)
-                    shards.add(captured)
-                    tokens += captured.tokens
-                    progress.update(tokens)
-                    if tokens >= wanted and _whole(cfg, shards):
-                        return
-                    if signal.received:
-                        shards.write()
-                        signal.deliver()
-        finally:
-            shards.write()
-    raise ValueError(
-        f"data={cfg.data.name} has only {tokens} tokens for {cfg.model.name}, but n_eval and train.n_tokens "
-        f"ask for {wanted}, in different documents: lower them or name larger data"
-    )
-
-
-def _whole(cfg: RunConfig, shards: Shards) -> bool:
-    shards.write()
-    return all(file.holds(cfg.n_eval, training_tokens(cfg)) for file in shards.files.values())

@@ -1,14 +1,15 @@
-"""The token stream: documents through the network once, giving the rows of every wanted layer."""
+"""The token stream: documents through the network once, giving the rows of every requested layer."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sae_outliers.activations.capture import capture
 from sae_outliers.activations.store import DOC_START, SPECIAL
-from sae_outliers.config import RunConfig
+from sae_outliers.config import DataConfig, ModelConfig
 from sae_outliers.data.dedup import distinct
 from sae_outliers.models.backbone import Backbone, Batch
 from sae_outliers.utils.device import memory_gb
@@ -19,7 +20,7 @@ ITEMS_WITHOUT_GPU = 8
 
 @dataclass(frozen=True)
 class Captured:
-    """What one forward pass gives: for each layer rows [n, d_model] on the device, and flags, uint8 [n] on the CPU."""
+    """The result of one forward pass: by layer rows [n, d_model] on the device, and flags, uint8 [n] on the CPU."""
 
     rows: dict[int, Tensor]
     flags: dict[int, Tensor]
@@ -35,55 +36,75 @@ class Captured:
         return sum(rows.nbytes for rows in self.rows.values())
 
 
-def stream(
-    cfg: RunConfig,
-    backbone: Backbone,
-    incoming: Iterable[Batch],
-    layers: Sequence[int],
-    device: torch.device,
-    start: int = 0,
-) -> Iterator[Captured]:
-    """What each of the incoming batches gives; the first item of the first has the number `start`."""
-    for batch in incoming:
-        captured = run_batch(cfg, backbone, batch, layers, device, start)
-        start += captured.items
-        yield captured
+@dataclass(frozen=True)
+class TokenStream:
+    """The documents of one source through one network: the same rows in the same order whenever it is read.
+
+    Attributes:
+        model, data: names of the network and of the source, for messages.
+        loader, source: their config nodes, which `_target_` opens.
+        seed: fixes the order of documents, and which tokens of an item are drawn.
+        tokens_per_item: at most so many tokens of an item; None: all.
+        batch_size: items per forward pass.
+    """
+
+    model: str
+    data: str
+    loader: Any
+    source: Any
+    seed: int
+    tokens_per_item: int | None
+    batch_size: int
+    device: torch.device
+
+    @classmethod
+    def of(cls, model: ModelConfig, data: DataConfig, seed: int, device: torch.device) -> "TokenStream":
+        size = items_per_batch(data.batch_size, model.gpu_batch_size, memory_gb(device))
+        return cls(model.name, data.name, model.loader, data.source, seed, data.tokens_per_item, size, device)
+
+    def load_backbone(self) -> Backbone:
+        """Return the network in eval mode on the device."""
+        backbone: Backbone = instantiate(self.loader)
+        backbone.module.eval().to(self.device)
+        return backbone
+
+    def batches(self, backbone: Backbone, start: int = 0) -> Iterator[Batch]:
+        """Yield batches from item `start` on; items before it are tokenised but not run. No document comes twice."""
+        documents = distinct(instantiate(self.source)(self.seed))
+        return backbone.batches(documents, self.batch_size, start)
+
+    def rows(self, backbone: Backbone, batch: Batch, layers: Sequence[int], first: int = 0) -> Captured:
+        """Return the rows that a batch, whose first item is item `first` of the stream, gives at `layers`."""
+        hidden = capture(backbone, batch.to(self.device), layers)
+        per_layer = {
+            layer: token_rows(output, batch, self.tokens_per_item, self.seed, first) for layer, output in hidden.items()
+        }
+        return Captured(
+            rows={layer: rows for layer, (rows, _) in per_layer.items()},
+            flags={layer: flags for layer, (_, flags) in per_layer.items()},
+            items=len(next(iter(hidden.values()))),
+        )
+
+    def read(self, backbone: Backbone, layers: Sequence[int], start: int = 0) -> Iterator[Captured]:
+        """Yield what each batch from item `start` on gives at `layers`."""
+        for batch in self.batches(backbone, start):
+            captured = self.rows(backbone, batch, layers, start)
+            start += captured.items
+            yield captured
 
 
-def batches(cfg: RunConfig, backbone: Backbone, device: torch.device, start: int = 0) -> Iterator[Batch]:
-    """Batches from item number `start` on; items before it are tokenised but not run. No document comes twice."""
-    documents = distinct(instantiate(cfg.data.source)(cfg.seed))
-    return backbone.batches(documents, items_per_batch(cfg, device), start)
-
-
-def run_batch(
-    cfg: RunConfig, backbone: Backbone, batch: Batch, layers: Sequence[int], device: torch.device, first: int
-) -> Captured:
-    """The rows that a batch, whose first item has the number `first`, gives at `layers`."""
-    hidden = capture(backbone, batch.to(device), layers)
-    per_layer = {
-        layer: token_rows(output, batch, cfg.data.tokens_per_item, cfg.seed, first) for layer, output in hidden.items()
-    }
-    return Captured(
-        rows={layer: rows for layer, (rows, _) in per_layer.items()},
-        flags={layer: flags for layer, (_, flags) in per_layer.items()},
-        items=len(next(iter(hidden.values()))),
-    )
-
-
-def items_per_batch(cfg: RunConfig, device: torch.device) -> int:
-    """`data.batch_size`, or what the model's config says for a GPU of this size."""
-    if cfg.data.batch_size is not None:
-        return cfg.data.batch_size
-    memory = memory_gb(device)
-    fitting = [size for least, size in cfg.model.gpu_batch_size.items() if memory is not None and least <= memory]
+def items_per_batch(asked: int | None, by_memory: Mapping[int, int], memory: float | None) -> int:
+    """Return the items per forward pass: as asked, or what the model's config says for a GPU of `memory` GB."""
+    if asked is not None:
+        return asked
+    fitting = [size for least, size in by_memory.items() if memory is not None and least <= memory]
     return max(fitting, default=ITEMS_WITHOUT_GPU)
 
 
 def token_rows(
     hidden: Tensor, batch: Batch, tokens_per_item: int | None, seed: int, first: int
 ) -> tuple[Tensor, Tensor]:
-    """The real tokens among hidden [items, positions, d_model]: rows [n, d_model], and their flags, uint8 [n].
+    """Return the real tokens among hidden [items, positions, d_model]: rows [n, d_model], and their flags, uint8 [n].
 
     With `tokens_per_item`, at most so many tokens of an item that are not special are kept, drawn by `seed` and the
     item's number, counted from `first`.
@@ -107,7 +128,7 @@ def token_rows(
 
 
 def _drawn(candidates: Tensor, n: int, seed: int, first: int) -> Tensor:
-    """At most `n` True entries of each row of `candidates` (bool [items, positions]), drawn at random."""
+    """Return at most `n` True entries of each row of `candidates` (bool [items, positions]), drawn at random."""
     scores = torch.stack([
         torch.rand(candidates.shape[1], generator=torch.Generator().manual_seed(seed * 1_000_003 + first + item))
         for item in range(len(candidates))
@@ -117,7 +138,7 @@ def _drawn(candidates: Tensor, n: int, seed: int, first: int) -> Tensor:
 
 
 def _first_kept(keep: Tensor, begins: Tensor | None) -> Tensor:
-    """The first kept position of each item that begins a document, int [items, positions]."""
+    """Return the first kept position of each item that begins a document, int [items, positions]."""
     firsts = torch.zeros_like(keep, dtype=torch.int64)
     rows = keep.any(1) if begins is None else keep.any(1) & begins
     firsts[rows, keep.int().argmax(1)[rows]] = 1

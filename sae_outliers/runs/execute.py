@@ -1,4 +1,4 @@
-"""A config, to its records: what the command line, the local launcher and a SLURM task all call."""
+"""Run a config to its records: called by the command line, by local processes and by SLURM tasks alike."""
 
 import logging
 from collections.abc import Sequence
@@ -6,11 +6,11 @@ from pathlib import Path
 
 from hydra import compose
 
-from sae_outliers.activations.extract import extract
 from sae_outliers.config import RunConfig, expand
 from sae_outliers.models.layer_spec import layers_of
-from sae_outliers.results.record import describe, read_record
+from sae_outliers.runs.activations import extract
 from sae_outliers.runs.layer import run_layer
+from sae_outliers.runs.record import describe, read_record
 from sae_outliers.runs.smoke_test import check_model
 from sae_outliers.runs.streaming import measure_in_stream
 from sae_outliers.runs.validation import validate
@@ -19,7 +19,11 @@ log = logging.getLogger(__name__)
 
 
 def run(cfg: RunConfig, variants: Sequence[RunConfig]) -> None:
-    """All layers that the config names, from one forward pass, each under all variants."""
+    """Run all layers that the config names, from one forward pass, each under all variants.
+
+    Raises:
+        ValueError: a setting that no run can use, or data that end too early.
+    """
     validate(cfg, variants)
     layers = layers_of(cfg.model, cfg.layer)
     if cfg.check:
@@ -41,5 +45,5 @@ def report(directories: Sequence[Path]) -> None:
 
 
 def composed_variants(cfg: RunConfig, overrides: Sequence[str]) -> list[RunConfig]:
-    """The config of each of `cfg.variants`, or `cfg` itself where there are none."""
+    """Return the config of each of `cfg.variants`, or `cfg` itself where there are none."""
     return expand(cfg, lambda variant: compose("config", [*overrides, *variant]))  # type: ignore[arg-type, return-value]

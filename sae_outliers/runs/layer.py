@@ -1,42 +1,129 @@
-"""The runs of one layer, each to its record; those that share their tokens train side by side."""
+"""One layer of a model under one or several conditions, from stored tokens to records: the way of a run.
+
+`run_layer` reads top to bottom: tokens and their severity, a set-up for each condition, joint training, records.
+"""
 
 import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
 from filelock import FileLock
 from omegaconf import OmegaConf
 
-from sae_outliers.activations.extract import extract
-from sae_outliers.config import RunConfig
-from sae_outliers.results.record import is_finished, write_record
-from sae_outliers.runs.job import CHECKPOINT, Job, directory_of
+from sae_outliers.config import RunConfig, options_of
+from sae_outliers.results.curves import MetricsFile
+from sae_outliers.results.layout import CHECKPOINT, is_finished
+from sae_outliers.results.record import write_row
+from sae_outliers.runs.activations import extract
+from sae_outliers.runs.identity import run_directory
 from sae_outliers.runs.layer_data import LayerData
-from sae_outliers.tracking.base import start_tracker
-from sae_outliers.training.loop import train
+from sae_outliers.runs.measure import curve_point, measure_final, write_features
+from sae_outliers.runs.record import Outcome, Record, record_of
+from sae_outliers.runs.setup import RunSetup, set_up
+from sae_outliers.sae.io import save_sae
+from sae_outliers.tracking.base import Tracker, start_tracker
+from sae_outliers.training.loop import TrainingRun, train
+from sae_outliers.training.revival import revival_type
+from sae_outliers.training.trainer import Trainer
 from sae_outliers.utils.files import atomic_write
 
 log = logging.getLogger(__name__)
 
 
 def run_layer(variants: Sequence[RunConfig], layer: int) -> list[Path]:
-    """Run one layer under each config to its record, or recognise those that are finished; returns their folders.
+    """Run one layer under each config to its record, or recognise those that are finished; return their folders.
 
-    What is left trains side by side on one stream of batches. A job that was interrupted goes on from its checkpoint.
-    Two processes never work on the same job: the second waits and then finds it finished.
+    Runs on the same tokens are trained jointly, on one stream of batches. A run that was interrupted resumes from its
+    checkpoint. Two processes never work on the same run: the second waits and then finds it finished.
     """
-    configs = {directory_of(cfg, layer): cfg for cfg in variants}
+    configs = {run_directory(cfg, layer): cfg for cfg in variants}
     with unfinished(configs) as left:
         if left:
-            run_side_by_side({directory: configs[directory] for directory in left}, layer)
+            run_jointly({directory: configs[directory] for directory in left}, layer)
     return list(configs)
+
+
+def run_jointly(configs: Mapping[Path, RunConfig], layer: int) -> None:
+    """Run a layer under each config, whose folder is given, to its record."""
+    start = time.monotonic()
+    for directory, cfg in configs.items():
+        write_config(directory, cfg, layer)
+    first = next(iter(configs.values()))
+    extract(first, [layer])
+    data = LayerData(first, layer)
+    with trackers_of(configs, layer) as trackers:
+        setups = []
+        for directory, cfg in configs.items():
+            setups.append(set_up(cfg, layer, directory, data.severity, data.device, data.eval_tokens))
+            setups[-1].count(data.eval_tokens())
+        trainers = train_jointly(setups, data, trackers)
+        for setup in setups:
+            trainer = trainers.get(setup.directory)
+            final = measure_final(setup, trainer, data.eval_tokens) if trainer else None
+            outcome = Outcome(setup, final, time.monotonic() - start, side_by_side=len(configs))
+            finish(outcome, trackers.pop(setup.directory))
+
+
+def train_jointly(setups: Sequence[RunSetup], data: LayerData, trackers: Mapping[Path, Tracker]) -> dict[Path, Trainer]:
+    """Train the SAEs of all runs that train, and write their curves; return their trainers by folder."""
+    runs: dict[Path, TrainingRun] = {}
+    for setup in (setup for setup in setups if setup.cfg.train.steps):
+        kind = revival_type(setup.cfg.revival)
+        trainer = Trainer(setup.sae, setup.cfg.train, kind(**options_of(setup.cfg.revival, kind)))
+        metrics = MetricsFile(setup.directory / "metrics.jsonl", trackers[setup.directory].log)
+
+        def measure(setup: RunSetup = setup) -> dict[str, float | int | None]:
+            return curve_point(setup, data.eval_tokens)
+
+        runs[setup.directory] = TrainingRun(trainer, setup.to_sae_input, measure, metrics, setup.directory / CHECKPOINT)
+    if runs:
+        conditions = ", ".join(setup.condition for setup in setups if setup.directory in runs)
+        title = f"{setups[0].cfg.model.name} layer {setups[0].layer}: {conditions}"
+        train(list(runs.values()), data.training_batches, title)
+    for directory, run in runs.items():
+        with atomic_write(directory / "curves.parquet") as beside:
+            run.metrics.curves().to_parquet(beside, index=False)
+    return {directory: run.trainer for directory, run in runs.items()}
+
+
+def finish(outcome: Outcome, tracker: Tracker) -> None:
+    """Write the run's files, its record as the last of them, and close its tracker."""
+    setup = outcome.setup
+    write_features(setup, outcome.final)
+    record = record_of(outcome)
+    if outcome.final:  # an untrained SAE follows from its seed
+        save_sae(setup.directory / "sae.safetensors", setup.sae, setup.from_preprocessed(), describing(record))
+    write_row(setup.directory, asdict(record))
+    (setup.directory / CHECKPOINT).unlink(missing_ok=True)
+    tracker.finish({name: value for name, value in vars(record).items() if isinstance(value, int | float)})
+
+
+def describing(record: Record) -> dict[str, object]:
+    """Return the columns that go into the SAE's file: all but those about where and how long it ran."""
+    where = ("git_commit", "device", "versions", "seconds", "side_by_side", "peak_memory_mb", "schema_version")
+    return {name: value for name, value in asdict(record).items() if name not in where}
+
+
+@contextmanager
+def trackers_of(configs: Mapping[Path, RunConfig], layer: int) -> Iterator[dict[Path, Tracker]]:
+    """Start a tracker for each run; those still in the dict when the block fails are closed as failed."""
+    trackers: dict[Path, Tracker] = {}
+    try:
+        for directory, cfg in configs.items():
+            trackers[directory] = start_tracker(cfg, layer, directory.name)
+        yield trackers
+    except BaseException:
+        for tracker in trackers.values():
+            tracker.finish({}, exit_code=1)
+        raise
 
 
 @contextmanager
 def unfinished(directories: Iterable[Path]) -> Iterator[list[Path]]:
-    """The folders of runs that have no record yet, in the order given; no other process works on them meanwhile."""
+    """Yield the folders of runs without a record, in the order given; no other process works on them meanwhile."""
     directories = list(directories)
     with ExitStack() as locked:
         for directory in sorted(directories):  # in one order everywhere, so that no two processes wait for each other
@@ -50,47 +137,3 @@ def unfinished(directories: Iterable[Path]) -> Iterator[list[Path]]:
 def write_config(directory: Path, cfg: RunConfig, layer: int) -> None:
     resolved = OmegaConf.to_yaml(OmegaConf.merge(cfg, {"layer": layer, "variants": []}), resolve=True)
     (directory / "config.yaml").write_text(resolved)
-
-
-def run_side_by_side(configs: Mapping[Path, RunConfig], layer: int) -> None:
-    """Run a layer under each config, whose folder is given, to its record."""
-    start = time.monotonic()
-    for directory, cfg in configs.items():
-        write_config(directory, cfg, layer)
-    first = next(iter(configs.values()))
-    extract(first, [layer])
-    data = LayerData(first, layer)
-    jobs: list[Job] = []
-    try:
-        for directory, cfg in configs.items():
-            jobs.append(Job(cfg, layer, directory, start_tracker(cfg, layer, directory.name), data))
-            jobs[-1].prepare()
-            jobs[-1].count_initial(data.eval_tokens())
-        train_all(jobs, data)
-        while jobs:
-            finish(jobs[0], len(configs), time.monotonic() - start)
-            jobs.pop(0)
-    except BaseException:
-        for job in jobs:
-            job.tracker.finish({}, exit_code=1)
-        raise
-
-
-def finish(job: Job, side_by_side: int, seconds: float) -> None:
-    """Write the job's record, its last file, and close its tracker."""
-    record = job.finish(side_by_side, seconds)
-    write_record(job.directory, record)
-    (job.directory / CHECKPOINT).unlink(missing_ok=True)
-    job.tracker.finish({k: v for k, v in vars(record).items() if isinstance(v, int | float)})
-
-
-def train_all(jobs: Sequence[Job], data: LayerData) -> None:
-    """Train the SAEs of all jobs that train, and write their curves."""
-    stack = [job for job in jobs if job.cfg.train.steps]
-    if not stack:
-        return
-    title = f"{data.cfg.model.name} layer {stack[0].layer}: " + ", ".join(job.condition() for job in stack)
-    train([job.member() for job in stack], data.training_batches, title)
-    for job in stack:
-        with atomic_write(job.directory / "curves.parquet") as beside:
-            job.metrics.curves().to_parquet(beside, index=False)

@@ -1,15 +1,15 @@
-"""A layer's tokens, as every run on it sees them, and how severe their outliers are."""
+"""A layer's tokens as its runs read them, and how severe their outliers are."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from sae_outliers.activations.extract import store_dir, training_tokens
 from sae_outliers.activations.store import LayerFiles, LayerTokens
 from sae_outliers.config import RunConfig
+from sae_outliers.runs.activations import training_tokens
+from sae_outliers.runs.identity import store_directory
 from sae_outliers.stats.moments import Moments
 from sae_outliers.stats.transforms import PREPROCESSINGS
 from sae_outliers.utils.device import resolve_device
@@ -20,66 +20,53 @@ class Severity:
     """Moments of a layer's evaluation tokens.
 
     Attributes:
-        seen: of the preprocessed tokens that the SAE gets to see, with their covariance.
-        plain, special: {"postln": ..., "raw": ...} without and with special tokens.
+        sae_tokens: of the preprocessed tokens that the SAE is given, with their covariance.
+        without_special, with_special: {"postln": ..., "raw": ...} without and with special tokens.
     """
 
-    seen: Moments
-    plain: dict[str, Moments]
-    special: dict[str, Moments]
+    sae_tokens: Moments
+    without_special: dict[str, Moments]
+    with_special: dict[str, Moments]
 
 
 class SeverityMeter:
     """Takes in a layer's rows chunk by chunk."""
 
-    def __init__(self, cfg: RunConfig, device: torch.device) -> None:
-        self.cfg, self.device = cfg, device
-        plain, special = ({name: Moments() for name in PREPROCESSINGS} for _ in range(2))
-        self.severity = Severity(Moments(covariance=True), plain, special)
+    def __init__(self, preprocessing: str, special_tokens: bool, device: torch.device) -> None:
+        self.preprocessing, self.special_tokens, self.device = preprocessing, special_tokens, device
+        without, with_special = ({name: Moments() for name in PREPROCESSINGS} for _ in range(2))
+        self.severity = Severity(Moments(covariance=True), without, with_special)
 
     def update(self, rows: Tensor, is_special: Tensor) -> None:
-        """Rows [n, d_model] as the network put them out, and which of them are special tokens, bool [n]."""
+        """Take in rows [n, d_model] as the network put them out, and which of them are special tokens, bool [n]."""
         rows, ordinary = rows.to(self.device), ~is_special.to(self.device)
         for name, preprocess in PREPROCESSINGS.items():
             x = preprocess(rows)
-            self.severity.special[name].update(x)
-            self.severity.plain[name].update(x[ordinary])
-            if name == self.cfg.preprocessing:
-                self.severity.seen.update(x if self.cfg.special_tokens else x[ordinary])
-
-
-class EvalData(Protocol):
-    """What a job needs to know of its layer to measure at initialisation."""
-
-    device: torch.device
-    severity: Severity
-    d_model: int
-    n_train: int
-
-    def eval_tokens(self) -> Iterator[Tensor]:
-        """The preprocessed evaluation tokens, in chunks [tokens, d_model]."""
+            self.severity.with_special[name].update(x)
+            self.severity.without_special[name].update(x[ordinary])
+            if name == self.preprocessing:
+                self.severity.sae_tokens.update(x if self.special_tokens else x[ordinary])
 
 
 class LayerData:
     """A layer's stored tokens and their severity, which all variants of a run share."""
 
     def __init__(self, cfg: RunConfig, layer: int) -> None:
-        self.cfg = cfg
         self.device = resolve_device(cfg.device)
         self.preprocess = PREPROCESSINGS[cfg.preprocessing]
-        self.n_train = training_tokens(cfg)
-        self.tokens = LayerTokens(LayerFiles(store_dir(cfg), layer), cfg.n_eval, self.n_train, cfg.special_tokens)
-        self.d_model = self.tokens.d_model
-        meter = SeverityMeter(cfg, self.device)
+        self.batch_size, self.seed = cfg.train.batch_size, cfg.seed
+        files = LayerFiles(store_directory(cfg), layer)
+        self.tokens = LayerTokens(files, cfg.n_eval, training_tokens(cfg), cfg.special_tokens)
+        meter = SeverityMeter(cfg.preprocessing, cfg.special_tokens, self.device)
         for rows, is_special in self.tokens.eval_rows():
             meter.update(rows, is_special)
         self.severity = meter.severity
 
     def eval_tokens(self) -> Iterator[Tensor]:
-        """The preprocessed evaluation tokens, in chunks [tokens, d_model]."""
+        """Yield the preprocessed evaluation tokens in chunks [tokens, d_model]."""
         return (self.preprocess(x.to(self.device)) for x in self.tokens.eval_chunks())
 
     def training_batches(self, start: int) -> Iterator[Tensor]:
-        """Preprocessed batches [batch_size, d_model], from step `start` on."""
-        batches = self.tokens.training_batches(self.cfg.train.batch_size, self.cfg.seed, start)
+        """Yield preprocessed batches [batch_size, d_model], from step `start` on."""
+        batches = self.tokens.training_batches(self.batch_size, self.seed, start)
         return (self.preprocess(x.to(self.device)) for x in batches)

@@ -1,16 +1,14 @@
-"""`check=true`: does a model load and run here? One batch, without a store and without an SAE."""
+"""`check=true`: load a model and run one batch, without a store and without an SAE."""
 
 import logging
 import time
 from collections.abc import Sequence
 
-from sae_outliers.activations.extract import load_backbone
 from sae_outliers.activations.store import SPECIAL
-from sae_outliers.activations.stream import batches, run_batch
 from sae_outliers.config import RunConfig
+from sae_outliers.runs.activations import stream_of
 from sae_outliers.stats.moments import moments
 from sae_outliers.stats.transforms import postln
-from sae_outliers.utils.device import resolve_device
 from sae_outliers.utils.provenance import device_name, peak_memory_mb
 
 log = logging.getLogger(__name__)
@@ -22,17 +20,18 @@ def check_model(cfg: RunConfig, layers: Sequence[int]) -> None:
     Raises:
         ValueError: the data is empty, or a layer's width is not what the model's config says.
     """
-    device = resolve_device(cfg.device)
+    stream = stream_of(cfg)
+    device = stream.device
     start = time.perf_counter()
-    backbone = load_backbone(cfg, device)
+    backbone = stream.load_backbone()
     weights = sum(parameter.numel() for parameter in backbone.module.parameters())
-    log.info("%s: %d blocks, %.4g weights, loaded in %.0f s on %s", cfg.model.name, len(backbone.blocks), weights,
+    log.info("%s: %d blocks, %.4g parameters, loaded in %.0f s on %s", cfg.model.name, len(backbone.blocks), weights,
              time.perf_counter() - start, device_name(device))  # fmt: skip
-    batch = next(batches(cfg, backbone, device), None)
+    batch = next(stream.batches(backbone), None)
     if batch is None:
-        raise ValueError(f"data={cfg.data.name} gives {cfg.model.name} not a single item")
+        raise ValueError(f"data={cfg.data.name} produced no items for {cfg.model.name}")
     start = time.perf_counter()
-    captured = run_batch(cfg, backbone, batch, layers, device, 0)
+    captured = stream.rows(backbone, batch, layers)
     seconds = time.perf_counter() - start
     for layer in layers:
         ordinary = captured.rows[layer][(captured.flags[layer] & SPECIAL == 0).to(device)]

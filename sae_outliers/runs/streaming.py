@@ -4,110 +4,98 @@ The first pass takes the moments, from which γ and every centering follow; the 
 in memory does not grow with the tokens: a covariance for each layer, in float64, and one SAE for each width.
 """
 
-import logging
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
-from omegaconf import OmegaConf
 from torch import Tensor
 
-from sae_outliers.activations.extract import load_backbone
 from sae_outliers.activations.store import SPECIAL, is_token
-from sae_outliers.activations.stream import batches, stream
+from sae_outliers.activations.stream import TokenStream
 from sae_outliers.config import RunConfig
 from sae_outliers.models.backbone import Backbone
-from sae_outliers.runs.job import Job, directory_of, sae_seed
+from sae_outliers.runs.activations import stream_of
+from sae_outliers.runs.identity import run_directory, run_settings
 from sae_outliers.runs.layer import finish, unfinished, write_config
 from sae_outliers.runs.layer_data import Severity, SeverityMeter
+from sae_outliers.runs.record import Outcome
+from sae_outliers.runs.setup import RunSetup, set_up
 from sae_outliers.sae.base import SparseAutoencoder
 from sae_outliers.stats.transforms import PREPROCESSINGS
-from sae_outliers.tracking.base import NoTracker, start_tracker
-from sae_outliers.utils.device import resolve_device
+from sae_outliers.tracking.base import start_tracker
+from sae_outliers.utils.files import digest
 from sae_outliers.utils.progress import Progress
 
-log = logging.getLogger(__name__)
-
-
-@dataclass
-class StreamedLayer:
-    """Stands where a stored layer would, for jobs that do not train."""
-
-    device: torch.device
-    severity: Severity
-    d_model: int
-    n_train: int = 0
-
-    def eval_tokens(self) -> Iterator[Tensor]:
-        raise NotImplementedError("tokens that are not stored cannot be read again")
+Runs = Mapping[Path, tuple[RunConfig, int]]  # by folder: config and layer
 
 
 def measure_in_stream(variants: Sequence[RunConfig], layers: Sequence[int]) -> list[Path]:
-    """Run all layers under each config to their records, or recognise those that are finished; returns their folders.
+    """Run all layers under each config to their records, or recognise finished ones; return their folders.
 
     Raises:
         ValueError: the stream of tokens ends too early.
     """
-    runs = {directory_of(cfg, layer): (cfg, layer) for layer in layers for cfg in variants}
+    runs = {run_directory(cfg, layer): (cfg, layer) for layer in layers for cfg in variants}
     with unfinished(runs) as left:
         if left:
             start = time.monotonic()
-            jobs = measured({directory: runs[directory] for directory in left})
-            for job in jobs:
-                job.tracker = start_tracker(job.cfg, job.layer, job.directory.name)
-                finish(job, len(jobs), time.monotonic() - start)
+            setups = measured({directory: runs[directory] for directory in left})
+            for setup in setups:
+                tracker = start_tracker(setup.cfg, setup.layer, setup.directory.name)
+                finish(Outcome(setup, None, time.monotonic() - start, side_by_side=len(setups)), tracker)
     return list(runs)
 
 
-def measured(runs: dict[Path, tuple[RunConfig, int]]) -> list[Job]:
-    """A job for each run, its fates at initialisation counted."""
+def measured(runs: Runs) -> list[RunSetup]:
+    """Return the set-up of each run, its fates at initialisation counted."""
     cfg = next(iter(runs.values()))[0]
     layers = sorted({layer for _, layer in runs.values()})
-    device = resolve_device(cfg.device)
-    backbone = load_backbone(cfg, device)
-    meters = {layer: SeverityMeter(cfg, device) for layer in layers}
-    for rows in one_pass(cfg, backbone, layers, device, "moments"):
+    stream = stream_of(cfg)
+    backbone = stream.load_backbone()
+    meters = {layer: SeverityMeter(cfg.preprocessing, cfg.special_tokens, stream.device) for layer in layers}
+    for rows in one_pass(cfg, stream, backbone, layers, "moments"):
         for layer, (x, flags) in rows.items():
             meters[layer].update(x, flags & SPECIAL > 0)
-    jobs = new_jobs(runs, {layer: meter.severity for layer, meter in meters.items()}, device)
+    setups = set_up_all(runs, {layer: meter.severity for layer, meter in meters.items()}, stream.device)
     preprocess = PREPROCESSINGS[cfg.preprocessing]
-    for rows in one_pass(cfg, backbone, layers, device, "fates"):
+    for rows in one_pass(cfg, stream, backbone, layers, "fates"):
         for layer, (x, flags) in rows.items():
-            tokens = preprocess(x[torch.from_numpy(is_token(flags.numpy(), cfg.special_tokens)).to(device)])
-            for job in jobs:
-                if job.layer == layer:
-                    job.count_initial([tokens])
-    return jobs
+            is_kept = torch.from_numpy(is_token(flags.numpy(), cfg.special_tokens)).to(stream.device)
+            tokens = preprocess(x[is_kept])
+            for setup in setups:
+                if setup.layer == layer:
+                    setup.count([tokens])
+    return setups
 
 
-def new_jobs(
-    runs: dict[Path, tuple[RunConfig, int]], severities: dict[int, Severity], device: torch.device
-) -> list[Job]:
-    """Jobs that are ready to count; those with the same random SAE share it."""
-    shared: dict[str, SparseAutoencoder] = {}
-    jobs = []
+def set_up_all(runs: Runs, severities: Mapping[int, Severity], device: torch.device) -> list[RunSetup]:
+    """Return set-ups that are ready to count; those with the same random SAE share it."""
+    shared: dict[tuple[int, str], SparseAutoencoder] = {}
+    setups = []
     for directory, (cfg, layer) in runs.items():
         write_config(directory, cfg, layer)
-        severity = severities[layer]
-        job = Job(cfg, layer, directory, NoTracker(), StreamedLayer(device, severity, len(severity.seen.mean)))
-        key = f"{job.data.d_model} {sae_seed(cfg)} {OmegaConf.to_yaml(cfg.sae)}"
+        key = (len(severities[layer].sae_tokens.mean), _sae_identity(cfg))
         follows_from_seed = cfg.init.name == "random" and cfg.init.b_dec == "zeros"
-        job.prepare(shared.get(key) if follows_from_seed else None)
+        sae = shared.get(key) if follows_from_seed else None
+        setups.append(set_up(cfg, layer, directory, severities[layer], device, sae=sae))
         if follows_from_seed:
-            shared[key] = job.sae
-        jobs.append(job)
-    return jobs
+            shared[key] = setups[-1].sae
+    return setups
+
+
+def _sae_identity(cfg: RunConfig) -> str:
+    """A digest of what a random SAE follows from, but for its width."""
+    return digest({key: value for key, value in run_settings(cfg).items() if key.startswith(("sae.", "sae_seed"))})
 
 
 def one_pass(
-    cfg: RunConfig, backbone: Backbone, layers: Sequence[int], device: torch.device, title: str
+    cfg: RunConfig, stream: TokenStream, backbone: Backbone, layers: Sequence[int], title: str
 ) -> Iterator[dict[int, tuple[Tensor, Tensor]]]:
-    """The stream up to the last of the `n_eval` tokens of each layer: by layer rows [n, d_model] and flags [n]."""
+    """Read the stream up to the last of the `n_eval` tokens of each layer: by layer rows [n, d_model] and flags [n]."""
     left = dict.fromkeys(layers, cfg.n_eval)
-    with Progress(f"{cfg.model.name}: {title} of {len(layers)} layer(s)", cfg.n_eval, "tokens") as progress:
-        for captured in stream(cfg, backbone, batches(cfg, backbone, device), layers, device):
+    with Progress(f"{stream.model}: {title} of {len(layers)} layer(s)", cfg.n_eval, "tokens") as progress:
+        for captured in stream.read(backbone, layers):
             rows = {}
             for layer in layers:
                 end, tokens = up_to(captured.flags[layer], left[layer], cfg.special_tokens)
@@ -118,7 +106,7 @@ def one_pass(
             if not any(left.values()):
                 return
     raise ValueError(
-        f"data={cfg.data.name} has only {cfg.n_eval - max(left.values())} tokens for {cfg.model.name}, but n_eval asks "
+        f"data={stream.data} has only {cfg.n_eval - max(left.values())} tokens for {stream.model}, but n_eval asks "
         f"for {cfg.n_eval}: lower it or name larger data"
     )
 

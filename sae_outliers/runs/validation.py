@@ -5,28 +5,16 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from sae_outliers.activations.extract import store_dir, tokens_wanted
-from sae_outliers.config import RunConfig, options_of, sae_options
+from sae_outliers.config import RunConfig, options_of, roles, sae_options
+from sae_outliers.runs.identity import store_settings
 from sae_outliers.sae.base import sae_type
 from sae_outliers.sae.initialization import B_DEC_INITS, INITS, reads_tokens
 from sae_outliers.sae.kernels import PRECISIONS
 from sae_outliers.stats.transforms import CENTERINGS, PREPROCESSINGS
 from sae_outliers.tracking.base import TRACKERS
 from sae_outliers.training.revival import revival_type
+from sae_outliers.utils.options import check_number
 from sae_outliers.utils.registry import Registry
-
-LEAST = {
-    "n_eval": 1,
-    "pack": 1,
-    "data.batch_size": 1,
-    "sae.n_features": 1,
-    "train.steps": 0,
-    "train.n_tokens": 0,
-    "train.batch_size": 1,
-    "train.eval_every": 1,
-    "train.checkpoint_every": 1,
-    "train.dead_window": 1,
-}
 
 NAMES: dict[str, Collection[str] | Registry[Any]] = {
     "task": ("run", "extract"),
@@ -37,8 +25,6 @@ NAMES: dict[str, Collection[str] | Registry[Any]] = {
     "init.b_dec": B_DEC_INITS,
     "tracker": TRACKERS,
 }
-
-ONE_STREAM = ("n_eval", "seed", "special_tokens", "preprocessing", "device", "train.batch_size")
 
 
 def validate(cfg: RunConfig, variants: Sequence[RunConfig]) -> None:
@@ -57,13 +43,11 @@ def validate(cfg: RunConfig, variants: Sequence[RunConfig]) -> None:
 
 
 def _check_numbers(cfg: RunConfig) -> None:
-    for option, least in LEAST.items():
+    for option, role in roles().items():
         value = OmegaConf.select(cfg, option)  # type: ignore[arg-type]
-        if value is not None and value < least:
-            raise ValueError(f"{option}={value} must be at least {least}")
-    if cfg.data.rescale_mean is not None and cfg.data.rescale_mean <= 0:
-        raise ValueError(f"data.rescale_mean={cfg.data.rescale_mean} is a γ and must be above 0")
-    if not 0 < cfg.sae.k <= cfg.sae.n_features:
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            check_number(option, value, at_least=role.at_least, above=role.above, at_most=role.at_most)
+    if cfg.sae.k > cfg.sae.n_features:
         raise ValueError(f"sae.k={cfg.sae.k} must lie between 1 and sae.n_features={cfg.sae.n_features}")
 
 
@@ -95,11 +79,15 @@ def _check_sae(cfg: RunConfig) -> None:
 
 
 def _check_one_stream(variants: Sequence[RunConfig]) -> None:
-    """Runs that train side by side read the same tokens."""
-    for option in ONE_STREAM:
-        values = {OmegaConf.select(cfg, option) for cfg in variants}  # type: ignore[arg-type]
-        if len(values) > 1:
-            shown = " and ".join(sorted(map(str, values)))
-            raise ValueError(f"variants must share {option}, but have {shown}: run them apart")
-    if len({(store_dir(cfg), tokens_wanted(cfg)) for cfg in variants}) > 1:
-        raise ValueError("variants must share model, data and train.n_tokens: run them apart")
+    """Refuse runs that cannot be trained jointly, because they read different tokens."""
+    for option in (option for option, role in roles().items() if role.shared):
+        _check_same(option, [OmegaConf.select(cfg, option) for cfg in variants])  # type: ignore[arg-type]
+    streams = [store_settings(cfg) for cfg in variants]
+    for option in dict.fromkeys(option for stream in streams for option in stream):
+        _check_same(option, [stream.get(option) for stream in streams])
+
+
+def _check_same(option: str, values: Sequence[Any]) -> None:
+    shown = sorted({str(value) for value in values})
+    if len(shown) > 1:
+        raise ValueError(f"variants must share {option}, but have {' and '.join(shown)}: run them apart")

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -68,6 +69,14 @@ class Evaluation:
         return 100 * (self.active == 0).double().mean().item()
 
 
+class SelectionChange(NamedTuple):
+    """What choosing by bfloat16 changes: percent of positive selections and of tokens, and the FVU's change."""
+
+    pct_changed: float
+    pct_tokens_changed: float
+    fvu_change: float
+
+
 def fate_counter(sae: SparseAutoencoder) -> FateCounter:
     """Return an empty counter for the SAE's features, on its device."""
     return FateCounter(sae.n_features, sae.k, sae.W_enc.device)
@@ -101,11 +110,8 @@ def alignment(W_enc: Tensor, mean: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def compare_selection(sae: TopK, tokens: Iterable[Tensor]) -> tuple[float, float, float]:
-    """Compare `precision=bf16_select` with float32 on chunks [tokens, d_model] of the SAE's inputs.
-
-    Returns the percentage of positive selections and of tokens that differ, and the change of the FVU.
-    """
+def compare_selection(sae: TopK, tokens: Iterable[Tensor]) -> SelectionChange:
+    """Compare `precision=bf16_select` with float32 on chunks [tokens, d_model] of the SAE's inputs."""
     selections = lost = tokens_changed = n_tokens = 0
     errors = {"float32": 0.0, "bf16_select": 0.0}
     total = Moments()
@@ -121,7 +127,7 @@ def compare_selection(sae: TopK, tokens: Iterable[Tensor]) -> tuple[float, float
             z_hat = decode(code._replace(values=code.values.relu()), sae.W_dec) + sae.b_dec
             errors[precision] += (z - z_hat).double().square().sum().item()
     change = (errors["bf16_select"] - errors["float32"]) / (total.variance.sum().item() * n_tokens)
-    return 100 * lost / selections, 100 * tokens_changed / n_tokens, change
+    return SelectionChange(100 * lost / selections, 100 * tokens_changed / n_tokens, change)
 
 
 def _pre_activations(

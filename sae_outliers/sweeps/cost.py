@@ -5,8 +5,8 @@ Work is counted in float32 operations and bytes, which a site's profile turns in
 
 from dataclasses import dataclass, fields
 
-from sae_outliers.activations.extract import tokens_wanted
 from sae_outliers.config import RunConfig
+from sae_outliers.runs.activations import tokens_wanted
 
 # Of a step on a batch, as multiples of the encoder's product, 2 × d_model × n_features operations a token: 1.29 and
 # 6.28 measured on a CPU (results/benchmarks), more where rows of the decoder are gathered from a GPU's memory.

@@ -5,11 +5,11 @@ from dataclasses import dataclass, field
 from os.path import relpath
 from pathlib import Path
 
-from sae_outliers.activations.extract import is_stored, store_dir, tokens_wanted
 from sae_outliers.config import RunConfig
 from sae_outliers.models.layer_spec import layers_of
-from sae_outliers.results.record import is_finished
-from sae_outliers.runs.job import directories_of
+from sae_outliers.results.layout import is_finished
+from sae_outliers.runs.activations import is_stored, tokens_wanted
+from sae_outliers.runs.identity import run_directories, store_directory
 from sae_outliers.runs.validation import validate
 from sae_outliers.sweeps.cost import Cost, extraction_cost, run_cost, streamed_cost
 from sae_outliers.sweeps.manifest import Launched
@@ -79,8 +79,8 @@ def plan(
 def _entries(combination: Sequence[str], cfg: RunConfig, variants: Sequence[RunConfig]) -> Iterable[Entry]:
     """The jobs of one combination: one for each layer, or one for all where they share the network's passes."""
     overrides = [override for override in combination if override.partition("=")[0] not in OF_THE_SWEEP]
-    layers, store = layers_of(cfg.model, cfg.layer), store_dir(cfg)
-    folders = [dict(zip(layers, directories_of(variant, layers), strict=True)) for variant in variants]
+    layers, store = layers_of(cfg.model, cfg.layer), store_directory(cfg)
+    folders = [dict(zip(layers, run_directories(variant, layers), strict=True)) for variant in variants]
     cost = sum(map(run_cost, variants), Cost()) if cfg.store else streamed_cost(cfg, len(layers), len(variants))
     for together in [[layer] for layer in layers] if cfg.store else [layers]:
         results = tuple(of_variant[layer] for layer in together for of_variant in folders)

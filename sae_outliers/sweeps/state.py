@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sae_outliers.results.record import is_finished
+from sae_outliers.results.layout import is_finished
 from sae_outliers.sweeps.manifest import Launched, Manifest
 from sae_outliers.sweeps.slurm.queue import WAITING, Queue
 from sae_outliers.utils.files import is_locked

@@ -117,14 +117,21 @@ def _named(annotation: Any) -> str:
 
 
 def check_number(
-    option: str, value: float | None, *, at_least: float | None = None, above: float | None = None
+    option: str,
+    value: float | None,
+    *,
+    at_least: float | None = None,
+    above: float | None = None,
+    at_most: float | None = None,
 ) -> None:
-    """Raise ValueError unless the value is None, or finite and within the bound."""
+    """Raise ValueError unless the value is None, or finite and within the bounds."""
     if value is None:
         return
     if not math.isfinite(value):
         raise ValueError(f"{option}={value} must be a finite number")
     if at_least is not None and value < at_least:
-        raise ValueError(f"{option}={value} must be at least {at_least}")
+        raise ValueError(f"{option}={value} must be at least {at_least:g}")
     if above is not None and value <= above:
-        raise ValueError(f"{option}={value} must be above {above}")
+        raise ValueError(f"{option}={value} must be above {above:g}")
+    if at_most is not None and value > at_most:
+        raise ValueError(f"{option}={value} must be at most {at_most:g}")

@@ -4,9 +4,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from sae_outliers.runs.job import CHECKPOINT
 from safetensors import safe_open
 
-from sae_outliers.runs.job import CHECKPOINT
 from sae_outliers.sweeps.manifest import Launched, read_manifests
 from tests.slurm.cluster import field_of, is_running, lose_node, queued, slurm, states_of, wait_for
 from tests.slurm.conftest import Start

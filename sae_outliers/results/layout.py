@@ -1,0 +1,14 @@
+"""Where a run's files are: `<results_dir>/runs/<model>/<layer>/<run id>/`."""
+
+from pathlib import Path
+
+CHECKPOINT = "checkpoint.safetensors"  # there only while a run is under way
+
+
+def run_dir(results_dir: Path, model: str, layer: int, run_id: str) -> Path:
+    return results_dir / "runs" / model / str(layer) / run_id
+
+
+def is_finished(directory: Path) -> bool:
+    """Whether a run is finished: its record, the last file that it writes, is there."""
+    return (directory / "record.json").is_file()

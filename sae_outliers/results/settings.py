@@ -1,0 +1,53 @@
+"""The settings that determine a run's results, flat: what its id is a digest of, and what its record keeps."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from sae_outliers.config import EFFECTS, Effect, Role, role_of
+from sae_outliers.utils.instantiate import stable_name
+
+
+def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return every setting that determines the results under a resolved config, by its dotted key.
+
+    Left out are those that affect nothing, those of the training where none takes place, and values that change
+    nothing: None, and a setting's neutral value. So a new option leaves the settings of every earlier run as they are.
+    Components go by their stable names.
+    """
+    trained = config["train"]["steps"] > 0
+    return dict(_determining(config, "training" if trained else "init")) | {"sae_seed": sae_seed_of(config)}
+
+
+def activation_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that determine the activations, as `settings_of`."""
+    return dict(_determining(config, "activations"))
+
+
+def sae_seed_of(config: Mapping[str, Any]) -> int:
+    """The seed of the SAE's initialisation: `sae_seed`, or `seed` where it is null."""
+    return config["seed"] if config["sae_seed"] is None else config["sae_seed"]
+
+
+def _determining(config: Mapping[str, Any], stage: Effect) -> Iterator[tuple[str, Any]]:
+    """The settings that affect a stage or one before it."""
+    stages = EFFECTS[: EFFECTS.index(stage) + 1]
+    for key, value in _flat(config, ""):
+        role = _role(key)
+        if role.affects in stages and value is not None and value != role.neutral:
+            yield key, value
+
+
+def _flat(node: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for key, value in node.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", stable_name(value) if key == "_target_" and value else value
+
+
+def _role(key: str) -> Role:
+    """The setting's role; one that the schema no longer has counts as the strongest, since nobody can tell."""
+    try:
+        return role_of(key)
+    except KeyError:
+        return Role("activations")

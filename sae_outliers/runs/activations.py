@@ -1,0 +1,32 @@
+"""The activations that a run's config asks for: here its settings become a token stream and a store."""
+
+from collections.abc import Sequence
+
+from sae_outliers.activations.extract import fill, holds
+from sae_outliers.activations.stream import TokenStream
+from sae_outliers.config import RunConfig
+from sae_outliers.runs.identity import store_directory, store_settings
+from sae_outliers.utils.device import resolve_device
+
+
+def training_tokens(cfg: RunConfig) -> int:
+    """Return the tokens to store for training; none for a run that does not train."""
+    return cfg.train.n_tokens if cfg.train.steps else 0
+
+
+def tokens_wanted(cfg: RunConfig) -> int:
+    return cfg.n_eval + training_tokens(cfg)
+
+
+def stream_of(cfg: RunConfig) -> TokenStream:
+    return TokenStream.of(cfg.model, cfg.data, cfg.seed, resolve_device(cfg.device))
+
+
+def extract(cfg: RunConfig, layers: Sequence[int]) -> None:
+    """Store the tokens that `cfg` asks for at `layers`. Raises ValueError as `activations.extract.fill`."""
+    fill(store_directory(cfg), store_settings(cfg), stream_of(cfg), layers, cfg.n_eval, training_tokens(cfg))
+
+
+def is_stored(cfg: RunConfig, layers: Sequence[int]) -> bool:
+    """Whether the store holds the tokens that `cfg` asks for at `layers`."""
+    return holds(store_directory(cfg), layers, cfg.n_eval, training_tokens(cfg))

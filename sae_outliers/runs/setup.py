@@ -1,0 +1,141 @@
+"""A run before its first step: what its SAE is given, the SAE, and the fates of its features at initialisation."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sae_outliers.config import RunConfig, sae_options
+from sae_outliers.runs.layer_data import Severity
+from sae_outliers.sae.base import SparseAutoencoder, sae_type
+from sae_outliers.sae.evaluation import FateCounter, alignment, count_fates, fate_counter
+from sae_outliers.sae.initialization import initialise
+from sae_outliers.sae.io import folded_encoder
+from sae_outliers.stats.moments import Moments
+from sae_outliers.stats.transforms import CENTERINGS, Affine
+
+Tokens = Callable[[], Iterator[Tensor]]  # a fresh pass over the preprocessed evaluation tokens, [tokens, d_model]
+
+
+@dataclass(frozen=True)
+class RunSetup:
+    """One layer of a model under one condition.
+
+    Attributes:
+        shift: what planting a γ adds to every preprocessed token, [d_model]; None where none is planted.
+        tokens: moments of the preprocessed tokens, planted where the config asks for it.
+        centering: the map from these to what the SAE is given.
+        sae_input: moments of what the SAE is given.
+        fates: of the SAE's features at initialisation, on the evaluation tokens that `count` has been shown.
+        alignment: cos(encoder direction, μ) of each feature at initialisation, [n_features].
+        gamma_sae_input: γ of what the encoder multiplies at initialisation, after centering and b_dec.
+    """
+
+    cfg: RunConfig
+    layer: int
+    directory: Path
+    severity: Severity
+    device: torch.device
+    shift: Tensor | None
+    tokens: Moments
+    centering: Affine
+    sae_input: Moments
+    sae: SparseAutoencoder
+    fates: FateCounter
+    alignment: Tensor
+    gamma_sae_input: float
+
+    @property
+    def condition(self) -> str:
+        cfg = self.cfg
+        return f"{cfg.sae.name} {cfg.centering.name}" + ("" if cfg.revival.name == "none" else f" {cfg.revival.name}")
+
+    @property
+    def sae_seed(self) -> int:
+        return sae_seed(self.cfg)
+
+    @property
+    def d_model(self) -> int:
+        return len(self.tokens.mean)
+
+    def rescale_mean(self, x: Tensor) -> Tensor:
+        """Return preprocessed tokens with the mean that is planted."""
+        return x if self.shift is None else x + self.shift
+
+    def to_sae_input(self, x: Tensor) -> Tensor:
+        """Return what the SAE is given of preprocessed tokens [tokens, d_model]."""
+        return self.centering.apply(self.rescale_mean(x))
+
+    def from_preprocessed(self) -> Affine:
+        """Return the map from preprocessed tokens to what the SAE is given, and back."""
+        if self.shift is None:
+            return self.centering
+        return replace(self.centering, shift=self.centering.shift - self.shift)
+
+    def align(self) -> Tensor:
+        """Return cos(encoder direction, μ) of each feature as it is now, in the space of the preprocessed tokens."""
+        return alignment(folded_encoder(self.sae, self.centering), self.tokens.mean.float())
+
+    def count(self, tokens: Iterable[Tensor]) -> None:
+        """Take preprocessed tokens into the fates at initialisation."""
+        count_fates(self.fates, self.sae, self.centering, map(self.rescale_mean, tokens))
+
+
+def sae_seed(cfg: RunConfig) -> int:
+    """Return the seed of the SAE's initialisation."""
+    return cfg.seed if cfg.sae_seed is None else cfg.sae_seed
+
+
+def set_up(
+    cfg: RunConfig,
+    layer: int,
+    directory: Path,
+    severity: Severity,
+    device: torch.device,
+    read: Tokens | None = None,
+    sae: SparseAutoencoder | None = None,
+) -> RunSetup:
+    """Return the run ready to count fates and to train, with a new SAE or, where given, the one to share.
+
+    `read` is needed by initialisations that look at tokens; without a store there is no reading them again.
+    """
+    shift, tokens = _planted(severity.sae_tokens, cfg.data.rescale_mean)
+    centering = CENTERINGS[cfg.centering.name](tokens)
+    sae_input = tokens.mapped(centering.shift, centering.linear)
+    if sae is None:
+        sae = new_sae(cfg, sae_input, device)
+        _initialise(sae, cfg, sae_input, lambda x: centering.apply(x if shift is None else x + shift), read)
+    off_center = sae_input.mean - sae.b_dec.detach()
+    return RunSetup(
+        cfg, layer, directory, severity, device, shift, tokens, centering, sae_input, sae,
+        fates=fate_counter(sae),
+        alignment=alignment(folded_encoder(sae, centering), tokens.mean.float()),
+        gamma_sae_input=(off_center.norm() / sae_input.variance.sum().sqrt()).item(),
+    )  # fmt: skip
+
+
+def _planted(tokens: Moments, gamma: float | None) -> tuple[Tensor | None, Moments]:
+    """The shift that gives the tokens this γ, and their moments after it."""
+    if gamma is None:
+        return None, tokens
+    shift = (gamma / tokens.gamma - 1) * tokens.mean
+    return shift.float(), tokens.shifted(shift)
+
+
+def new_sae(cfg: RunConfig, sae_input: Moments, device: torch.device) -> SparseAutoencoder:
+    """Return an SAE of the config's type and seed, as its constructor makes it."""
+    scale = sae_input.variance.sum().sqrt().item()
+    kind = sae_type(cfg.sae)
+    return kind(len(sae_input.mean), scale=scale, seed=sae_seed(cfg), **sae_options(cfg, kind)).to(device)
+
+
+def _initialise(
+    sae: SparseAutoencoder, cfg: RunConfig, sae_input: Moments, see: Callable[[Tensor], Tensor], read: Tokens | None
+) -> None:
+    def tokens() -> Iterator[Tensor]:
+        assert read is not None, "validation lets no initialisation that reads tokens into a run without a store"
+        return map(see, read())
+
+    initialise(sae, cfg.init, tokens, sae_input, sae_seed(cfg))
