@@ -17,6 +17,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, OmegaConf
 
 from sae_outliers.paths import config_folders
+from sae_outliers.utils.options import typed_options
 
 # An effect reaches everything after it: what changes the activations changes figures at initialisation and training.
 Effect = Literal["activations", "init", "training", "nothing"]
@@ -90,7 +91,7 @@ class SaeConfig:
     """With the options that the yamls of conf/sae/ name, which go to the type's constructor."""
 
     name: str = setting(affects="init", axis=True)  # a registered SAE type
-    _target_: str = setting("", affects="nothing")
+    _target_: str | None = setting(None, affects="nothing")  # the dotted path of a class of your own
     n_features: int = setting(8192, affects="init", at_least=1)
     # active features per token; for relu, gated and jumprelu only the k of the dead-by-TopK measurement
     k: int = setting(64, affects="init", at_least=1)
@@ -109,7 +110,7 @@ class RevivalConfig:
     """With the options that the yamls of conf/revival/ name, which go to the revival's constructor."""
 
     name: str = setting(affects="training", axis=True)  # a registered revival
-    _target_: str = setting("", affects="nothing")
+    _target_: str | None = setting(None, affects="nothing")  # the dotted path of a class of your own
 
 
 @dataclass
@@ -180,11 +181,12 @@ class RunConfig:
     site: str | None = setting(None, affects="nothing", sweep_only=True)  # launch/slurm/<site>.yaml; null: by cluster
 
 
-# Of what stands below a setting that is a dict of arguments, or an option of an SAE type or a revival.
+# Of what stands below a setting that is a dict of arguments, or an option of an SAE type, a revival or a tracker.
 OPEN_ROLES = {
     "model.loader.trust_remote_code": Role("nothing"),  # a permission
     "sae.": Role("init", within="sae"),  # a type may start from its options
     "revival.": Role("training", within="revival"),
+    "tracker.": Role("nothing"),
 }
 
 
@@ -235,21 +237,28 @@ def with_options(schema: type, group: str) -> type:
 
 
 def schema() -> type:
-    """RunConfig with the options of the SAE types and revivals that conf/ holds."""
-    sae, revival = with_options(SaeConfig, "sae"), with_options(RevivalConfig, "revival")
-    groups = [("sae", sae, field(default_factory=sae)), ("revival", revival, field(default_factory=revival))]
-    return make_dataclass("RunConfig", groups, bases=(RunConfig,))
+    """RunConfig with the options of the SAE types, revivals and trackers that conf/ holds."""
+    declared = {"sae": SaeConfig, "revival": RevivalConfig, "tracker": TrackerConfig}
+    groups = {name: with_options(group, name) for name, group in declared.items()}
+    typed = [(name, group, field(default_factory=group)) for name, group in groups.items()]
+    return make_dataclass("RunConfig", typed, bases=(RunConfig,))
 
 
-def options_of(cfg: SaeConfig | RevivalConfig) -> dict[str, Any]:
-    """What a type's own constructor is given: all that is set, but for the names."""
+def options_of(cfg: SaeConfig | RevivalConfig, kind: type) -> dict[str, Any]:
+    """Return what the constructor of the type `kind` is given: all that is set, but for the names.
+
+    Raises:
+        ValueError: an option that it does not take, or a value that is not of its type.
+    """
     options: dict[str, Any] = OmegaConf.to_container(cfg)  # type: ignore[assignment]
-    return {key: value for key, value in options.items() if key not in ("name", "_target_") and value is not None}
+    given = {key: value for key, value in options.items() if key not in ("name", "_target_") and value is not None}
+    group = "sae" if issubclass(OmegaConf.get_type(cfg), SaeConfig) else "revival"  # type: ignore[arg-type]
+    return typed_options(kind, given, group, cfg.name)
 
 
-def sae_options(cfg: RunConfig) -> dict[str, Any]:
-    """What the SAE's constructor is given besides the sizes that the data has, its scale and its seed."""
-    return options_of(cfg.sae) | ({} if cfg.precision == "float32" else {"precision": cfg.precision})
+def sae_options(cfg: RunConfig, kind: type) -> dict[str, Any]:
+    """Return what the SAE's constructor is given besides the sizes that the data has, its scale and its seed."""
+    return options_of(cfg.sae, kind) | ({} if cfg.precision == "float32" else {"precision": cfg.precision})
 
 
 def expand(cfg: RunConfig, compose: Callable[[list[str]], RunConfig]) -> list[RunConfig]:

@@ -1,11 +1,16 @@
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
+from sae_outliers.sae.architectures.topk import TopK
 from sae_outliers.sae.io import fold, load_sae, save_sae
-from sae_outliers.stats.centering import CENTERINGS, Affine
 from sae_outliers.stats.moments import moments
-from sae_outliers.stats.preprocessing import postln
+from sae_outliers.stats.transforms import CENTERINGS, Affine, postln
 from tests.test_sae import TYPES, trained_like
 
 D = 24
@@ -70,7 +75,7 @@ def test_folding_gives_the_same_features_and_reconstruction(name: str, kind: str
 
 
 @pytest.mark.parametrize("kind", TYPES)
-def test_sae_and_centering_come_back_from_their_file(kind: str, tokens: torch.Tensor, tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_sae_and_centering_come_back_from_their_file(kind: str, tokens: torch.Tensor, tmp_path: Path) -> None:
     centering = CENTERINGS["whiten"](moments([tokens], covariance=True))
     sae = trained_like(kind, D, 200, k=8).float()
     save_sae(tmp_path / "sae.safetensors", sae, centering, {"gamma": 1.0})
@@ -81,9 +86,64 @@ def test_sae_and_centering_come_back_from_their_file(kind: str, tokens: torch.Te
     torch.testing.assert_close(loaded_centering.undo(loaded(z)), centering.undo(sae(centering.apply(tokens))))
 
 
-def test_a_file_that_is_not_ours_is_refused(tmp_path) -> None:  # type: ignore[no-untyped-def]
-    from safetensors.torch import save_file
+OLD_CLASSES = {  # as files name them that were written before types had names
+    "topk": "sae_outliers.sae.topk.TopK",
+    "batchtopk": "sae_outliers.sae.batchtopk.BatchTopK",
+    "matryoshka": "sae_outliers.sae.matryoshka.Matryoshka",
+    "groupmax": "sae_outliers.sae.groupmax.GroupMax",
+    "relu": "sae_outliers.sae.relu.ReLU",
+    "relu_april": "sae_outliers.sae.relu.ReLU",
+    "jumprelu": "sae_outliers.sae.jumprelu.JumpReLU",
+    "gated": "sae_outliers.sae.gated.Gated",
+}
 
+
+class TopKOfMine(TopK):
+    pass
+
+
+def metadata_of(path: Path) -> dict[str, str]:
+    with safe_open(path, framework="pt") as file:
+        metadata: dict[str, str] = file.metadata()
+    return metadata
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_files_name_the_type_and_old_files_with_a_class_path_still_load(kind: str, tmp_path: Path) -> None:
+    sae = trained_like(kind, D, 200, k=8).float()
+    path, old = tmp_path / "sae.safetensors", tmp_path / "old.safetensors"
+    save_sae(path, sae, Affine(torch.ones(D)), {})
+    assert json.loads(metadata_of(path)["sae"]) == {"type": kind.removesuffix("_april"), "options": sae.options()}
+    described = {"class": OLD_CLASSES[kind], "options": sae.options()}
+    save_file(load_file(path), old, metadata=metadata_of(path) | {"sae": json.dumps(described)})
+    loaded, centering = load_sae(old)
+    assert type(loaded) is type(sae)
+    assert loaded.options() == sae.options()
+    assert all(torch.equal(tensor, sae.state_dict()[name]) for name, tensor in loaded.state_dict().items())
+    assert torch.equal(centering.shift, torch.ones(D))
+
+
+def test_a_class_of_ones_own_is_saved_by_its_path_and_comes_back_as_itself(tmp_path: Path) -> None:
+    path = tmp_path / "sae.safetensors"
+    save_sae(path, TopKOfMine(D, 20, k=8), Affine(torch.zeros(D)), {})
+    assert json.loads(metadata_of(path)["sae"])["type"] == "tests.test_centering.TopKOfMine"
+    assert type(load_sae(path)[0]) is TopKOfMine
+    gone = {"sae": json.dumps({"type": "gone.Sae", "options": {"k": 8}})}
+    save_file(load_file(path), path, metadata=gone)
+    with pytest.raises(ValueError, match=r"sae type gone\.Sae cannot be imported: .*gone"):
+        load_sae(path)
+
+
+def test_a_class_that_no_file_could_name_is_refused(tmp_path: Path) -> None:
+    class Local(TopK):
+        pass
+
+    with pytest.raises(ValueError, match="Local could not be loaded from a file: define the class at the top level"):
+        save_sae(tmp_path / "sae.safetensors", Local(D, 20, k=8), Affine(torch.zeros(D)), {})
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_is_not_ours_is_refused(tmp_path: Path) -> None:
     save_file({"W_dec": torch.zeros(2, 2)}, tmp_path / "other.safetensors")
     with pytest.raises(ValueError, match="was not written by sae_outliers"):
         load_sae(tmp_path / "other.safetensors")

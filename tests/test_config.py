@@ -21,7 +21,7 @@ def options(group: str) -> list[str]:
 
 def targets(node: Any) -> Iterator[str]:
     if isinstance(node, dict):
-        yield from (value for key, value in node.items() if key == "_target_")
+        yield from (value for key, value in node.items() if key == "_target_" and value)
         for value in node.values():
             yield from targets(value)
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor
 
-from sae_outliers.export import export, main, reading
+from sae_outliers.export import main
 from sae_outliers.sae.architectures.batchtopk import BatchTopK
 from sae_outliers.sae.architectures.gated import Gated
 from sae_outliers.sae.architectures.groupmax import GroupMax
@@ -24,11 +24,11 @@ from sae_outliers.sae.architectures.jumprelu import JumpReLU
 from sae_outliers.sae.architectures.matryoshka import Matryoshka
 from sae_outliers.sae.architectures.relu import ReLU
 from sae_outliers.sae.architectures.topk import TopK
-from sae_outliers.sae.base import SparseAutoencoder
+from sae_outliers.sae.base import SAES, SparseAutoencoder
+from sae_outliers.sae.export.base import EXPORTERS, export, preprocessing_note
 from sae_outliers.sae.io import save_sae
-from sae_outliers.stats.centering import CENTERINGS, Affine
 from sae_outliers.stats.moments import moments
-from sae_outliers.stats.preprocessing import PREPROCESSINGS
+from sae_outliers.stats.transforms import CENTERINGS, PREPROCESSINGS, Affine
 
 ROOT = Path(__file__).parents[1]
 D, N, K = 24, 200, 8
@@ -209,22 +209,22 @@ def test_sparsify_gets_its_keys_and_whether_rows_are_at_unit_norm(kind: Kind, ac
     ],
 )
 def test_reading_names_what_the_files_do_not_do(described: dict[str, Any], sentence: str) -> None:
-    assert re.search(sentence, reading(described))
+    assert re.search(sentence, preprocessing_note(described))
 
 
 def test_refusals_say_what_to_do_and_leave_no_files(tmp_path: Path) -> None:
     to = tmp_path / "out"
     groupmax, untrained = Case(GroupMax, "on"), Case(BatchTopK, "on")
-    with pytest.raises(ValueError, match="format=onnx does not exist: use one of saelens, dictionary_learning, spars"):
+    with pytest.raises(ValueError, match="format=onnx does not exist: use one of dictionary_learning, saelens, spars"):
         groupmax.export("onnx", to)
     for format in ("saelens", "dictionary_learning"):
-        with pytest.raises(ValueError, match=f"format={format} cannot hold a GroupMax SAE: use format=sparsify"):
+        with pytest.raises(ValueError, match=f"format={format} cannot hold a groupmax SAE: use format=sparsify"):
             groupmax.export(format, to)
-    with pytest.raises(ValueError, match="a Gated SAE: use format=saelens or dictionary_learning"):
+    with pytest.raises(ValueError, match="a gated SAE: use format=dictionary_learning or saelens"):
         Case(Gated, "on").export("sparsify", to)
     untrained.sae.threshold.fill_(-1)  # type: ignore[operator]
     for format in ("saelens", "dictionary_learning"):
-        with pytest.raises(ValueError, match=r"This BatchTopK SAE has no threshold \(-1.0\).*train it first"):
+        with pytest.raises(ValueError, match=r"This batchtopk SAE has no threshold \(-1.0\).*train it first"):
             untrained.export(format, to)
     assert not to.exists()
     to.mkdir()
@@ -234,6 +234,26 @@ def test_refusals_say_what_to_do_and_leave_no_files(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"notes exists and is not an empty folder"):
         groupmax.export("sparsify", to / "notes")
     assert [path.name for path in to.iterdir()] == ["notes"]
+
+
+class TopKOfMine(TopK):
+    """Another function than its base's: exporting it as a TopK would change the features."""
+
+    def features(self, pre: torch.Tensor) -> torch.Tensor:
+        return super().features(pre).square()
+
+
+@pytest.mark.parametrize("format", EXPORTERS)
+def test_a_type_of_ones_own_is_refused_by_name_whatever_it_derives_from(
+    format: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sae, off = TopKOfMine(D, N, k=K), Affine(torch.zeros(D))
+    with pytest.raises(ValueError, match=r"cannot hold a tests\.test_export\.TopKOfMine SAE: no other format can"):
+        export(sae, off, DESCRIBED, format, tmp_path / "out")
+    monkeypatch.setattr(SAES, "_found", {**dict(SAES.items()), "mytopk": TopKOfMine})
+    with pytest.raises(ValueError, match=f"format={format} cannot hold a mytopk SAE: no other format can"):
+        export(sae, off, DESCRIBED, format, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 # --- the command ----------------------------------------------------------------------------------------
@@ -258,7 +278,7 @@ def test_command_exports_what_the_function_does_and_says_how_to_read_it(run_fold
         assert (tmp_path / "by=command" / name).read_bytes() == (by_function / name).read_bytes()
     files, how = done.stdout.splitlines()
     assert files.endswith("by=command: sae_weights.safetensors, cfg.json")
-    assert how == reading(DESCRIBED)
+    assert how == preprocessing_note(DESCRIBED)
 
 
 @pytest.mark.parametrize(
@@ -266,10 +286,13 @@ def test_command_exports_what_the_function_does_and_says_how_to_read_it(run_fold
     [
         (lambda run: [f"rum={run}", "format=saelens", "to=x"], "Expected run=<folder of a run> format=<format> to=<f"),
         (lambda run: [f"run={run}", "format=saelens"], "Expected run="),
-        (lambda run: [f"run={run}", "format=saelens", "to=x", "verbose"], "verbose; formats: saelens, dict"),
+        (
+            lambda run: [f"run={run}", "format=saelens", "to=x", "verbose"],
+            "verbose; formats: dictionary_learning, sae",
+        ),
         (lambda run: [], "got no arguments"),
         (lambda run: [f"run={run}/nowhere", "format=saelens", "to=x"], "nowhere/sae.safetensors does not exist: give"),
-        (lambda run: [f"run={run}", "format=sparsify", "to=x"], "cannot hold a JumpReLU SAE"),
+        (lambda run: [f"run={run}", "format=sparsify", "to=x"], "cannot hold a jumprelu SAE"),
     ],
 )
 def test_command_ends_with_status_1_and_a_sentence(

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from sae_outliers.sae.dead_features import Fate, FateCounter, alignment
+from sae_outliers.results.features import Fate
+from sae_outliers.sae.evaluation import FateCounter, alignment
 
 
 def test_fates_agree_with_a_loop_over_tokens() -> None:

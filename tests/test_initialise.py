@@ -6,7 +6,7 @@ from torch import Tensor
 
 from sae_outliers.config import InitConfig
 from sae_outliers.sae.architectures.topk import TopK
-from sae_outliers.sae.initialization import initialise
+from sae_outliers.sae.initialization import initialise, reads_tokens
 from sae_outliers.stats.moments import moments
 
 D, RANK = 16, 5
@@ -67,6 +67,28 @@ def test_b_dec_starts_at_the_mean_or_at_the_point_of_least_distance(tokens: Tens
     assert distance(median) < distance(mean)
     for step in 0.1 * torch.randn(20, D, generator=torch.Generator().manual_seed(1)):
         assert distance(median) <= distance(median + step)
+
+
+@pytest.mark.parametrize(
+    ("name", "b_dec", "needed"),
+    [
+        ("random", "zeros", False),
+        ("active_subspace", "mean", False),
+        ("datapoint", "zeros", True),
+        ("random", "geometric_median", True),
+    ],
+)
+def test_inits_say_whether_they_read_the_tokens_and_do_not_where_they_say_no(
+    name: str, b_dec: str, needed: bool, tokens: Tensor
+) -> None:
+    cfg, read = InitConfig(name=name, b_dec=b_dec), []
+
+    def chunks() -> Iterator[Tensor]:
+        read.append(True)
+        return iter([tokens])
+
+    initialise(TopK(D, 200, k=4), cfg, chunks, moments([tokens], covariance=True), seed=0)
+    assert bool(read) == reads_tokens(cfg) == needed
 
 
 def test_a_rank_above_the_width_is_refused(tokens: Tensor) -> None:

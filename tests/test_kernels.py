@@ -98,8 +98,8 @@ def test_choosing_does_not_depend_on_the_size_of_chunks(monkeypatch: pytest.Monk
     x, (W_enc, b_enc, _, _) = torch.randn(50, 16), weights(16, 64, torch.float32)
     choosers = (choose_topk, choose_batch_topk, choose_group_max)
     whole = [choose(x, W_enc, b_enc, 4).dense(64) for choose in choosers]
-    monkeypatch.setitem(kernels.AT_ONCE, "cpu", 7 * 64)
-    monkeypatch.setattr(kernels, "FEWEST_ROWS", 1)
+    monkeypatch.setitem(kernels.CHUNK_SIZE, "cpu", 7 * 64)
+    monkeypatch.setattr(kernels, "MIN_ROWS", 1)
     for choose, expected in zip(choosers, whole, strict=True):
         torch.testing.assert_close(choose(x, W_enc, b_enc, 4).dense(64), expected)
 

@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from math import nan
 
 import pytest
 import torch
@@ -127,6 +128,43 @@ def test_only_ghost_grads_and_preact_loss_reach_features_that_are_never_positive
 def test_preact_loss_needs_thresholds() -> None:
     with pytest.raises(ValueError, match="revival=preact_loss needs the thresholds of sae=jumprelu"):
         Trainer(TopK(8, 32, k=4), TrainConfig(steps=1, n_tokens=0), PreactLoss())
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: AuxK(alpha=nan), r"revival\.alpha=nan must be a finite number"),
+        (lambda: AuxK(alpha=-1), r"revival\.alpha=-1 must be at least 0"),
+        (lambda: AuxK(k_aux=0), r"revival\.k_aux=0 must be at least 1"),
+        (lambda: PreactLoss(coefficient=-1e-6), r"revival\.coefficient=-1e-06 must be at least 0"),
+        (lambda: Resample(every=0), r"revival\.every=0 must be at least 1"),
+        (lambda: Resample(until=-1), r"revival\.until=-1 must be at least 0"),
+        (lambda: Resample(encoder_norm=0), r"revival\.encoder_norm=0 must be above 0"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(make: Callable[[], Revival], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_the_trainer_resets_what_a_revival_says_it_has_reinitialised(x: Tensor) -> None:
+    class Mine(Revival):
+        def after_step(
+            self, sae: SparseAutoencoder, x: Tensor, output: StepOutput, step: int, dead: Callable[[], Tensor]
+        ) -> Tensor | None:
+            return DEAD if step == 2 else None
+
+    cfg = TrainConfig(steps=9, n_tokens=0, batch_size=24, warmup_steps=0)
+    trainer = Trainer(TopK(8, 32, k=8).double(), cfg, Mine())
+    for _ in range(2):
+        before = {name: state.clone() for name, state in trainer.optimizer.state[trainer.optimised["W_dec"]].items()}
+        trainer.train_step(x)
+    after = trainer.optimizer.state[trainer.optimised["W_dec"]]
+    assert before["exp_avg_sq"][DEAD].abs().sum() > 0
+    assert after["exp_avg"][DEAD].eq(0).all()
+    assert after["exp_avg_sq"][DEAD].eq(0).all()
+    assert after["exp_avg_sq"].abs().sum() > 0
+    assert trainer.last_fired[DEAD].eq(trainer.tokens).all()
 
 
 def test_resample_starts_dead_features_anew_at_a_badly_explained_token_and_leaves_the_others_alone() -> None:

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from sae_outliers.activations.store import LayerFiles, LayerTokens
 from sae_outliers.sae.io import fold, load_sae
-from sae_outliers.stats.preprocessing import postln
+from sae_outliers.stats.transforms import postln
 from tests.conftest import Run
 
 pytestmark = pytest.mark.weights

@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from math import inf, nan
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from sae_outliers.sae.architectures.jumprelu import JumpReLU
 from sae_outliers.sae.architectures.matryoshka import Matryoshka
 from sae_outliers.sae.architectures.relu import ReLU
 from sae_outliers.sae.architectures.topk import TopK
-from sae_outliers.sae.base import SparseAutoencoder
+from sae_outliers.sae.base import SAES, SparseAutoencoder, type_name, type_named
 
 TYPES: dict[str, Callable[..., SparseAutoencoder]] = {
     "topk": TopK,
@@ -201,6 +202,37 @@ def test_options_that_cannot_be_are_refused() -> None:
             Matryoshka(8, 32, k=4, prefixes=prefixes)
     with pytest.raises(ValueError, match="precision=int4 does not exist: use one of float32, bf16_select"):
         TopK(8, 32, k=4, precision="int4")
+
+
+@pytest.mark.parametrize("kind", [ReLU, JumpReLU, Gated])
+@pytest.mark.parametrize(("sparsity", "bound"), [(-0.1, "at least 0"), (nan, "a finite number"), (inf, "a finite num")])
+def test_a_penalty_that_cannot_be_is_refused(kind: type[ReLU | JumpReLU | Gated], sparsity: float, bound: str) -> None:
+    with pytest.raises(ValueError, match=rf"sae\.sparsity={sparsity} must be {bound}"):
+        kind(8, 32, k=4, sparsity=sparsity)
+
+
+def test_a_bandwidth_that_catches_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"sae\.bandwidth=0 must be above 0"):
+        JumpReLU(8, 32, k=4, bandwidth=0)
+
+
+def test_each_type_is_registered_and_says_what_a_step_of_it_costs() -> None:
+    kinds = {TopK, BatchTopK, Matryoshka, GroupMax, ReLU, JumpReLU, Gated}
+    assert {kind for _, kind in SAES.items()} == kinds
+    assert SAES["relu_april"] is SAES["relu"] is ReLU
+    assert type_name(ReLU) == "relu"
+    dense = {kind for kind in kinds if kind.step_cost == 6.3}
+    assert dense == {ReLU, JumpReLU, Gated}
+    assert {kind.step_cost for kind in kinds - dense} == {2.0}
+
+
+class TopKOfMine(TopK):
+    pass
+
+
+def test_a_subclass_does_not_pass_for_its_base() -> None:
+    assert type_name(TopKOfMine) == "tests.test_sae.TopKOfMine"
+    assert type_named("tests.test_sae.TopKOfMine") is TopKOfMine
 
 
 def test_a_step_without_the_parallel_gradient_leaves_decoder_norms_unchanged_to_first_order() -> None:

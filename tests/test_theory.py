@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from sae_outliers.sae.dead_features import FateCounter
+from sae_outliers.sae.evaluation import FateCounter
 from sae_outliers.stats import theory
 
 N_EVAL, N_FEATURES, K = 2000, 4096, 32

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from sae_outliers.tracking.trackers import start_tracker, wandb_mode
+from sae_outliers.tracking.base import start_tracker
+from sae_outliers.tracking.wandb import wandb_mode
 from tests.conftest import Run
 
 WANDB = Path(sys.executable).with_name("wandb")
@@ -69,5 +70,5 @@ def test_online_with_a_key_offline_without_one_and_wandb_mode_decides(
 
 
 def test_an_unknown_tracker_is_named() -> None:
-    with pytest.raises(ValueError, match="tracker=mlflow does not exist: use wandb or none"):
+    with pytest.raises(ValueError, match="tracker=mlflow does not exist: use one of none, wandb"):
         start_tracker(OmegaConf.create({"tracker": {"name": "mlflow"}}), 1, "id")  # type: ignore[arg-type]

@@ -13,8 +13,9 @@ from sae_outliers.sae.architectures.batchtopk import BatchTopK
 from sae_outliers.sae.architectures.jumprelu import JumpReLU
 from sae_outliers.sae.architectures.relu import ReLU
 from sae_outliers.sae.architectures.topk import TopK
+from sae_outliers.training.loop import TrainingRun, train
 from sae_outliers.training.revival import AuxK, GhostGrads, PreactLoss, Resample
-from sae_outliers.training.trainer import Member, Trainer, train
+from sae_outliers.training.trainer import Trainer
 
 CFG = TrainConfig(
     steps=40, batch_size=64, n_tokens=0, lr=1e-2, warmup_steps=10, decay_from=0.5, eval_every=10, checkpoint_every=15,
@@ -46,7 +47,7 @@ STACK = {
 }
 
 
-def member(name: str, directory: Path) -> Member:
+def training_run(name: str, directory: Path) -> TrainingRun:
     """An SAE with its revival, which sees the batches times a number of its own."""
     sae, revival, factor = STACK[name]()
     trainer = Trainer(sae, CFG, revival)
@@ -58,12 +59,12 @@ def member(name: str, directory: Path) -> Member:
 
     directory.mkdir(exist_ok=True)
     metrics = MetricsFile(directory / f"{name}.jsonl", lambda point: None)
-    return Member(trainer, lambda x: factor * x, measure, metrics, directory / f"{name}.safetensors")
+    return TrainingRun(trainer, lambda x: factor * x, measure, metrics, directory / f"{name}.safetensors")
 
 
-def trained(names: Iterable[str], directory: Path, stop_at: int | None = None) -> dict[str, Member]:
+def trained(names: Iterable[str], directory: Path, stop_at: int | None = None) -> dict[str, TrainingRun]:
     """These SAEs trained side by side, from the checkpoints in `directory`; `stop_at` breaks it off."""
-    stack = {name: member(name, directory) for name in names}
+    stack = {name: training_run(name, directory) for name in names}
 
     def stream(start: int) -> Iterator[torch.Tensor]:
         for step, x in enumerate(batches(start), start):
@@ -75,7 +76,7 @@ def trained(names: Iterable[str], directory: Path, stop_at: int | None = None) -
     return stack
 
 
-def assert_same(one: Member, other: Member) -> None:
+def assert_same(one: TrainingRun, other: TrainingRun) -> None:
     for name, tensor in one.trainer.sae.state_dict().items():
         assert torch.equal(tensor, other.trainer.sae.state_dict()[name]), name
     assert torch.equal(one.trainer.last_fired, other.trainer.last_fired)
@@ -98,7 +99,7 @@ def test_an_interrupted_stack_ends_with_bitwise_the_same_weights_and_curves(stop
         assert_same(one, resumed[name])
 
 
-def test_members_killed_between_their_checkpoints_go_on_each_from_its_own(tmp_path: Path) -> None:
+def test_runs_killed_between_their_checkpoints_go_on_each_from_its_own(tmp_path: Path) -> None:
     whole = trained(["topk", "relu"], tmp_path / "whole")
     for name, stop_at in (("topk", 35), ("relu", 17)):
         with pytest.raises(Interrupted):

@@ -4,25 +4,20 @@ import json
 import subprocess
 import sys
 from dataclasses import fields
-from importlib.util import module_from_spec, spec_from_file_location
 from typing import Any
 
 import pytest
 
 from sae_outliers.runs.record import Record
+from sae_outliers.tracking import wandb_workspace
 from tests.conftest import ROOT, composed
 
 SCRIPT = ROOT / "launch/wandb_view.py"
-spec = spec_from_file_location("wandb_view", SCRIPT)
-assert spec is not None
-assert spec.loader is not None
-wandb_view = module_from_spec(spec)
-spec.loader.exec_module(wandb_view)
 
 
 def panels() -> list[dict[str, Any]]:
     """Of the view as it is sent to W&B."""
-    view = wandb_view.workspace("me", "mine", "a view")._to_model()
+    view = wandb_workspace.workspace("me", "mine", "a view")._to_model()
     sections = json.loads(view.spec.model_dump_json(by_alias=True))["section"]["panelBankConfig"]["sections"]
     return [panel for section in sections for panel in section["panels"]]
 
@@ -40,11 +35,12 @@ def test_the_view_has_death_curves_and_bias_by_centering_and_gamma_against_death
 
 def test_it_names_only_what_runs_have() -> None:
     columns = {field.name for field in fields(Record)}
-    assert {"gamma", *wandb_view.AT_INIT} <= columns
-    curves = (ROOT / "sae_outliers/job.py").read_text() + (ROOT / "sae_outliers/train.py").read_text()
-    assert [name for name in (*wandb_view.DEATHS, *wandb_view.BIAS) if f'"{name}"' not in curves] == []
+    assert {"gamma", *wandb_workspace.AT_INIT} <= columns
+    writers = [*(ROOT / "sae_outliers/runs").glob("*.py"), ROOT / "sae_outliers/training/loop.py"]
+    curves = "".join(path.read_text() for path in writers)
+    assert [name for name in (*wandb_workspace.DEATHS, *wandb_workspace.BIAS) if f'"{name}"' not in curves] == []
     cfg: Any = composed()
-    for part in wandb_view.CENTERING.split("."):
+    for part in wandb_workspace.CENTERING.split("."):
         cfg = cfg[part]
     assert cfg == "off"
 
@@ -61,4 +57,4 @@ def test_errors_are_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "Key 'owner' not in 'ViewConfig'" in shown("owner=me")
     monkeypatch.setitem(sys.modules, "wandb_workspaces", None)  # as if it were not installed
     with pytest.raises(SystemExit, match="pip install wandb-workspaces"):
-        wandb_view.main(["entity=me"])
+        wandb_workspace.main(["entity=me"])

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from numpy.typing import ArrayLike, NDArray
 
 from sae_outliers.analysis.tables import Table
-from sae_outliers.sae.dead_features import Fate
+from sae_outliers.results.features import Fate
 
 CONDITIONS = {  # revival, centering and speed of b_dec of a TopK SAE -> its name in the recovery study
     ("none", "off", False): "TopK",

@@ -11,7 +11,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 from filelock import FileLock
-from hydra.utils import get_class
 from omegaconf import OmegaConf
 
 from sae_outliers.config import RunConfig, options_of
@@ -25,8 +24,10 @@ from sae_outliers.runs.measure import curve_point, measure_final, write_features
 from sae_outliers.runs.record import Outcome, Record, record_of
 from sae_outliers.runs.setup import RunSetup, set_up
 from sae_outliers.sae.io import save_sae
-from sae_outliers.tracking.trackers import Tracker, start_tracker
-from sae_outliers.training.trainer import Member, Trainer, train
+from sae_outliers.tracking.base import Tracker, start_tracker
+from sae_outliers.training.loop import TrainingRun, train
+from sae_outliers.training.revival import revival_type
+from sae_outliers.training.trainer import Trainer
 from sae_outliers.utils.files import atomic_write
 
 log = logging.getLogger(__name__)
@@ -68,17 +69,16 @@ def run_jointly(configs: Mapping[Path, RunConfig], layer: int) -> None:
 
 def train_jointly(setups: Sequence[RunSetup], data: LayerData, trackers: Mapping[Path, Tracker]) -> dict[Path, Trainer]:
     """Train the SAEs of all runs that train, and write their curves; return their trainers by folder."""
-    runs: dict[Path, Member] = {}
+    runs: dict[Path, TrainingRun] = {}
     for setup in (setup for setup in setups if setup.cfg.train.steps):
-        trainer = Trainer(
-            setup.sae, setup.cfg.train, get_class(setup.cfg.revival._target_)(**options_of(setup.cfg.revival))
-        )
+        kind = revival_type(setup.cfg.revival)
+        trainer = Trainer(setup.sae, setup.cfg.train, kind(**options_of(setup.cfg.revival, kind)))
         metrics = MetricsFile(setup.directory / "metrics.jsonl", trackers[setup.directory].log)
 
         def measure(setup: RunSetup = setup) -> dict[str, float | int | None]:
             return curve_point(setup, data.eval_tokens)
 
-        runs[setup.directory] = Member(trainer, setup.to_sae_input, measure, metrics, setup.directory / CHECKPOINT)
+        runs[setup.directory] = TrainingRun(trainer, setup.to_sae_input, measure, metrics, setup.directory / CHECKPOINT)
     if runs:
         conditions = ", ".join(setup.condition for setup in setups if setup.directory in runs)
         title = f"{setups[0].cfg.model.name} layer {setups[0].layer}: {conditions}"

@@ -11,7 +11,7 @@ from sae_outliers.config import RunConfig
 from sae_outliers.runs.activations import training_tokens
 from sae_outliers.runs.identity import store_directory
 from sae_outliers.stats.moments import Moments
-from sae_outliers.stats.preprocessing import PREPROCESSINGS
+from sae_outliers.stats.transforms import PREPROCESSINGS
 from sae_outliers.utils.device import resolve_device
 
 

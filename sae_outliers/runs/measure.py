@@ -10,8 +10,7 @@ from torch import Tensor
 from sae_outliers.results.curves import Point
 from sae_outliers.runs.setup import RunSetup, Tokens
 from sae_outliers.sae.architectures.topk import TopK
-from sae_outliers.sae.dead_features import FateCounter
-from sae_outliers.sae.evaluation import Evaluation, SelectionChange, compare_selection, evaluate
+from sae_outliers.sae.evaluation import Evaluation, FateCounter, SelectionChange, compare_selection, evaluate
 from sae_outliers.training.trainer import Trainer
 from sae_outliers.utils.files import atomic_write
 

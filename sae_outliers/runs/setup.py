@@ -5,18 +5,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from hydra.utils import get_class
 from torch import Tensor
 
 from sae_outliers.config import RunConfig, sae_options
 from sae_outliers.runs.layer_data import Severity
-from sae_outliers.sae.base import SparseAutoencoder
-from sae_outliers.sae.dead_features import FateCounter, alignment
-from sae_outliers.sae.evaluation import count_fates, fate_counter
+from sae_outliers.sae.base import SparseAutoencoder, sae_type
+from sae_outliers.sae.evaluation import FateCounter, alignment, count_fates, fate_counter
 from sae_outliers.sae.initialization import initialise
 from sae_outliers.sae.io import folded_encoder
-from sae_outliers.stats.centering import CENTERINGS, Affine
 from sae_outliers.stats.moments import Moments
+from sae_outliers.stats.transforms import CENTERINGS, Affine
 
 Tokens = Callable[[], Iterator[Tensor]]  # a fresh pass over the preprocessed evaluation tokens, [tokens, d_model]
 
@@ -129,8 +127,8 @@ def _planted(tokens: Moments, gamma: float | None) -> tuple[Tensor | None, Momen
 def new_sae(cfg: RunConfig, sae_input: Moments, device: torch.device) -> SparseAutoencoder:
     """Return an SAE of the config's type and seed, as its constructor makes it."""
     scale = sae_input.variance.sum().sqrt().item()
-    kind: type[SparseAutoencoder] = get_class(cfg.sae._target_)
-    return kind(len(sae_input.mean), scale=scale, seed=sae_seed(cfg), **sae_options(cfg)).to(device)
+    kind = sae_type(cfg.sae)
+    return kind(len(sae_input.mean), scale=scale, seed=sae_seed(cfg), **sae_options(cfg, kind)).to(device)
 
 
 def _initialise(

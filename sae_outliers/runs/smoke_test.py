@@ -8,7 +8,7 @@ from sae_outliers.activations.store import SPECIAL
 from sae_outliers.config import RunConfig
 from sae_outliers.runs.activations import stream_of
 from sae_outliers.stats.moments import moments
-from sae_outliers.stats.preprocessing import postln
+from sae_outliers.stats.transforms import postln
 from sae_outliers.utils.provenance import device_name, peak_memory_mb
 
 log = logging.getLogger(__name__)

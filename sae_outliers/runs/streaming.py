@@ -22,8 +22,8 @@ from sae_outliers.runs.layer_data import Severity, SeverityMeter
 from sae_outliers.runs.record import Outcome
 from sae_outliers.runs.setup import RunSetup, set_up
 from sae_outliers.sae.base import SparseAutoencoder
-from sae_outliers.stats.preprocessing import PREPROCESSINGS
-from sae_outliers.tracking.trackers import start_tracker
+from sae_outliers.stats.transforms import PREPROCESSINGS
+from sae_outliers.tracking.base import start_tracker
 from sae_outliers.utils.files import digest
 from sae_outliers.utils.progress import Progress
 

@@ -1,27 +1,29 @@
 """Refuse what no run can use before anything is loaded, extracted or submitted."""
 
-import inspect
-import math
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from hydra.utils import get_class
 from omegaconf import OmegaConf
 
-from sae_outliers.config import RevivalConfig, Role, RunConfig, SaeConfig, options_of, roles, sae_options
+from sae_outliers.config import RunConfig, options_of, roles, sae_options
 from sae_outliers.runs.identity import store_settings
-from sae_outliers.sae.initialization import B_DEC, DIRECTIONS, READ_TOKENS
+from sae_outliers.sae.base import sae_type
+from sae_outliers.sae.initialization import B_DEC_INITS, INITS, reads_tokens
 from sae_outliers.sae.kernels import PRECISIONS
-from sae_outliers.stats.centering import CENTERINGS
-from sae_outliers.stats.preprocessing import PREPROCESSINGS
+from sae_outliers.stats.transforms import CENTERINGS, PREPROCESSINGS
+from sae_outliers.tracking.base import TRACKERS
+from sae_outliers.training.revival import revival_type
+from sae_outliers.utils.options import check_number
+from sae_outliers.utils.registry import Registry
 
-NAMES: dict[str, Collection[str]] = {
+NAMES: dict[str, Collection[str] | Registry[Any]] = {
     "task": ("run", "extract"),
     "preprocessing": PREPROCESSINGS,
     "precision": PRECISIONS,
     "centering": CENTERINGS,
-    "init": DIRECTIONS,
-    "init.b_dec": B_DEC,
+    "init": INITS,
+    "init.b_dec": B_DEC_INITS,
+    "tracker": TRACKERS,
 }
 
 
@@ -44,20 +46,9 @@ def _check_numbers(cfg: RunConfig) -> None:
     for option, role in roles().items():
         value = OmegaConf.select(cfg, option)  # type: ignore[arg-type]
         if isinstance(value, int | float) and not isinstance(value, bool):
-            _check_bounds(option, value, role)
+            check_number(option, value, at_least=role.at_least, above=role.above, at_most=role.at_most)
     if cfg.sae.k > cfg.sae.n_features:
         raise ValueError(f"sae.k={cfg.sae.k} must lie between 1 and sae.n_features={cfg.sae.n_features}")
-
-
-def _check_bounds(option: str, value: float, role: Role) -> None:
-    if not math.isfinite(value):
-        raise ValueError(f"{option}={value} must be a finite number")
-    if role.at_least is not None and value < role.at_least:
-        raise ValueError(f"{option}={value} must be at least {role.at_least:g}")
-    if role.above is not None and value <= role.above:
-        raise ValueError(f"{option}={value} must be above {role.above:g}")
-    if role.at_most is not None and value > role.at_most:
-        raise ValueError(f"{option}={value} must be at most {role.at_most:g}")
 
 
 def _check_names(cfg: RunConfig) -> None:
@@ -71,7 +62,7 @@ def _check_names(cfg: RunConfig) -> None:
 def _check_together(cfg: RunConfig) -> None:
     if not cfg.store and cfg.train.steps:
         raise ValueError("store=false measures in the stream, where nothing is trained: add train=none")
-    if not cfg.store and (cfg.init.name in READ_TOKENS or cfg.init.b_dec in READ_TOKENS):
+    if not cfg.store and reads_tokens(cfg.init):
         raise ValueError(
             f"store=false does not keep the tokens, which init={cfg.init.name} with init.b_dec={cfg.init.b_dec} reads "
             "again: use init=random init.b_dec=zeros, or store=true"
@@ -82,17 +73,9 @@ def _check_together(cfg: RunConfig) -> None:
 
 def _check_sae(cfg: RunConfig) -> None:
     """Make the SAE, of width 1, and the revival: they know best what they cannot be."""
-    _check_options("sae", cfg.sae)
-    _check_options("revival", cfg.revival)
-    sae = get_class(cfg.sae._target_)(1, **sae_options(cfg))
-    get_class(cfg.revival._target_)(**options_of(cfg.revival)).check(sae)
-
-
-def _check_options(group: str, cfg: SaeConfig | RevivalConfig) -> None:
-    taken = inspect.signature(get_class(cfg._target_)).parameters
-    for option in options_of(cfg):
-        if option not in taken:
-            raise ValueError(f"{group}={cfg.name} has no option {option}: leave {group}.{option} out")
+    kind, revival = sae_type(cfg.sae), revival_type(cfg.revival)
+    sae = kind(1, **sae_options(cfg, kind))
+    revival(**options_of(cfg.revival, revival)).check(sae)
 
 
 def _check_one_stream(variants: Sequence[RunConfig]) -> None:

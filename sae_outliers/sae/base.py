@@ -1,4 +1,8 @@
-"""What every SAE type shares: its weights, and what the training loop and the measurements ask of it."""
+"""The base class of the SAE types, their registry, and the names by which configs and files know them.
+
+A type is a class of `architectures/` with a yaml in conf/sae/. One of your own may lie anywhere: its yaml names it by
+`_target_`.
+"""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -7,6 +11,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from sae_outliers.utils.options import Choice, chosen_type, imported_type
+from sae_outliers.utils.registry import Registry
 
 
 @dataclass(frozen=True)
@@ -32,9 +39,12 @@ class SparseAutoencoder(nn.Module, ABC):
         scale: root of the data's total variance. Dividing by it makes the loss 1 for an SAE that predicts the mean,
             and gives penalties and thresholds the same meaning at any scale of the activations.
         unit_norm_decoder: whether training keeps the decoder rows at unit norm.
+        step_cost: operations of a training step relative to the encoder matmul, for the estimates of a sweep. That of
+            a step through dense features is the default: 6.28 measured on a CPU (results/benchmarks).
     """
 
     unit_norm_decoder = True
+    step_cost = 6.3
 
     def __init__(self, d_model: int, n_features: int, k: int, scale: float = 1.0, seed: int = 0) -> None:
         super().__init__()
@@ -48,7 +58,7 @@ class SparseAutoencoder(nn.Module, ABC):
 
     @torch.no_grad()
     def set_directions(self, directions: Tensor) -> None:
-        """Decoder rows along `directions` [n_features, d_model], at unit norm, and the encoder their transpose."""
+        """Set decoder rows along `directions` [n_features, d_model], at unit norm, and the encoder to the transpose."""
         self.W_dec.copy_(F.normalize(directions, dim=1))
         self.W_enc.copy_(self.W_dec.T)
 
@@ -61,47 +71,81 @@ class SparseAutoencoder(nn.Module, ABC):
         return self.W_dec.shape[1]
 
     def options(self) -> dict[str, Any]:
-        """The arguments, besides the sizes, that make an SAE of the same kind."""
+        """Return the arguments, besides the sizes, that make an SAE of the same kind."""
         return {"k": self.k, "scale": self.scale}
 
     def pre_activations(self, x: Tensor) -> Tensor:
-        """[tokens, n_features] from x [tokens, d_model]; call it on chunks, never on all tokens at once."""
+        """Return [tokens, n_features] from x [tokens, d_model]; call it on chunks, never on all tokens at once."""
         return torch.addmm(self.b_enc, x - self.b_dec, self.W_enc)
 
     @abstractmethod
     def features(self, pre: Tensor) -> Tensor:
-        """The features of each token, [tokens, n_features], from its pre-activations."""
+        """Return the features of each token, [tokens, n_features], from its pre-activations."""
 
     def reconstruct(self, pre: Tensor) -> tuple[Tensor, Tensor]:
-        """From pre-activations, x̂ [tokens, d_model], and on how many tokens each feature is active, [n_features]."""
+        """Return x̂ [tokens, d_model], and on how many tokens each feature is active, [n_features]."""
         features = self.features(pre)
         return features @ self.W_dec + self.b_dec, (features > 0).sum(0)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Reconstruction x̂, [tokens, d_model]."""
+        """Return the reconstruction x̂, [tokens, d_model]."""
         return self.reconstruct(self.pre_activations(x))[0]
 
     @abstractmethod
     def training_step(self, x: Tensor) -> StepOutput:
-        """Loss on a batch [tokens, d_model]."""
+        """Return the loss on a batch [tokens, d_model], with what the batch left behind."""
 
     def squared_error(self, residual: Tensor) -> Tensor:
-        """Mean over tokens of ||x - x̂||² / scale², from the residuals [tokens, d_model]."""
+        """Return the mean over tokens of ||x - x̂||² / scale², from the residuals [tokens, d_model]."""
         return residual.square().sum(1).mean() / self.scale**2
 
     @torch.no_grad()
     def shift_pre_activations(self, shift: Tensor) -> None:
-        """Add `shift` [n_features] to (x - b_dec) @ W_enc, by way of the biases."""
+        """Add `shift` [n_features] to (x - b_dec) @ W_enc through the biases."""
         self.b_enc.add_(shift)
 
     @torch.no_grad()
     def remove_parallel_gradient(self) -> None:
-        """Take from each decoder row's gradient the part along the row: it would only change the row's norm."""
+        """Remove from each decoder row's gradient the part along the row: it would only change the row's norm."""
         if self.W_dec.grad is not None:
             along = torch.einsum("nd,nd->n", self.W_dec.grad, self.W_dec)[:, None]
             self.W_dec.grad.addcmul_(along, self.W_dec, value=-1)
 
     @torch.no_grad()
     def normalize_decoder(self) -> None:
-        """Bring every decoder row back to unit norm."""
+        """Rescale every decoder row to unit norm."""
         self.W_dec.div_(self.W_dec.norm(dim=1, keepdim=True))
+
+
+SAES: Registry[type[SparseAutoencoder]] = Registry("sae", "sae_outliers.sae.architectures")
+
+# class paths that configs and SAE files of earlier versions hold -> the types' names
+FORMER_PATHS = {
+    "sae_outliers.sae.topk.TopK": "topk",
+    "sae_outliers.sae.batchtopk.BatchTopK": "batchtopk",
+    "sae_outliers.sae.matryoshka.Matryoshka": "matryoshka",
+    "sae_outliers.sae.groupmax.GroupMax": "groupmax",
+    "sae_outliers.sae.relu.ReLU": "relu",
+    "sae_outliers.sae.jumprelu.JumpReLU": "jumprelu",
+    "sae_outliers.sae.gated.Gated": "gated",
+}
+
+
+def sae_type(cfg: Choice) -> type[SparseAutoencoder]:
+    """Return the class that the config group `sae` names. Raises ValueError where there is none."""
+    return chosen_type(SAES, SparseAutoencoder, cfg, FORMER_PATHS)  # type: ignore[type-abstract]
+
+
+def type_name(kind: type[SparseAutoencoder]) -> str:
+    """Return the name by which files know an SAE type: the first that it is registered by, else its class path.
+
+    A subclass of a registered type is not that type: its features may be others.
+    """
+    return next((name for name, known in SAES.items() if known is kind), f"{kind.__module__}.{kind.__qualname__}")
+
+
+def type_named(name: str) -> type[SparseAutoencoder]:
+    """Return the SAE type that has this `type_name`, or had it once. Raises ValueError where there is none."""
+    if name in SAES:
+        return SAES[name]
+    return imported_type(SAES, SparseAutoencoder, name, FORMER_PATHS)  # type: ignore[type-abstract]

@@ -1,18 +1,59 @@
-"""An SAE on the evaluation tokens: fates, and FVU, L0 and what is active in the same pass where they are wanted."""
+"""Evaluation of an SAE: which features are alive, dead by TopK or dead by ReLU, its FVU and L0, and their alignment."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from sae_outliers.results.features import Fate
 from sae_outliers.sae.architectures.topk import TopK
 from sae_outliers.sae.base import SparseAutoencoder
-from sae_outliers.sae.dead_features import FateCounter
-from sae_outliers.sae.kernels import choose_topk, decode, pre_activation_chunks
-from sae_outliers.stats.centering import Affine
+from sae_outliers.sae.kernels import choose_topk, decode, largest, pre_activation_chunks
 from sae_outliers.stats.moments import Moments
+from sae_outliers.stats.transforms import Affine
+
+
+class FateCounter:
+    """Counts over chunks of pre-activations how high each feature gets, and on how many tokens it is selected.
+
+    Attributes:
+        highest: float32 [n_features], the largest pre-activation of each feature on any token.
+        selected: int64 [n_features], tokens on which it is > 0 and among the token's k largest.
+    """
+
+    def __init__(self, n_features: int, k: int, device: torch.device | str = "cpu") -> None:
+        self.k = k
+        self.n_tokens = 0
+        self.highest = torch.full((n_features,), -torch.inf, device=device)
+        self.selected = torch.zeros(n_features, dtype=torch.int64, device=device)
+
+    def update(self, pre: Tensor) -> None:
+        """Take in pre-activations [tokens, n_features]."""
+        self.n_tokens += len(pre)
+        self.highest = torch.maximum(self.highest, pre.amax(0))
+        values, indices = largest(pre, self.k)
+        self.selected += torch.bincount(indices[values > 0], minlength=len(self.selected))
+
+    @property
+    def fates(self) -> Tensor:
+        """Return a `Fate` for each feature, int8 [n_features]."""
+        fates = torch.full_like(self.selected, Fate.ALIVE, dtype=torch.int8)
+        fates[self.selected == 0] = Fate.NEVER_SELECTED
+        fates[self.highest <= 0] = Fate.NEVER_POSITIVE
+        return fates
+
+    @property
+    def dead_pct_topk(self) -> float:
+        """Return the percentage of features that are never selected, those never positive included."""
+        return 100 * (self.selected == 0).double().mean().item()
+
+    @property
+    def dead_pct_relu(self) -> float:
+        """Return the percentage of features that are never positive."""
+        return 100 * (self.highest <= 0).double().mean().item()
 
 
 @dataclass(frozen=True)
@@ -24,7 +65,7 @@ class Evaluation:
 
     @property
     def dead_pct(self) -> float:
-        """Percent of features that the SAE itself has active on no token; for TopK this is dead by TopK."""
+        """Return the percentage of features that the SAE has active on no token; for TopK this is dead by TopK."""
         return 100 * (self.active == 0).double().mean().item()
 
 
@@ -37,19 +78,20 @@ class SelectionChange(NamedTuple):
 
 
 def fate_counter(sae: SparseAutoencoder) -> FateCounter:
+    """Return an empty counter for the SAE's features, on its device."""
     return FateCounter(sae.n_features, sae.k, sae.W_enc.device)
 
 
 @torch.no_grad()
 def count_fates(counter: FateCounter, sae: SparseAutoencoder, centering: Affine, tokens: Iterable[Tensor]) -> None:
-    """Take tokens into the counter; the decoder is spared. Arguments as in `evaluate`."""
+    """Update the counter with tokens, without the decoder. Arguments as in `evaluate`."""
     for _, pre in _pre_activations(sae, centering, tokens):
         counter.update(pre)
 
 
 @torch.no_grad()
 def evaluate(sae: SparseAutoencoder, centering: Affine, tokens: Iterable[Tensor], variance: float) -> Evaluation:
-    """`tokens` are chunks [tokens, d_model] of preprocessed activations; `variance` is their Σσ² over dimensions."""
+    """Evaluate on chunks [tokens, d_model] of preprocessed activations, whose Σσ² over dimensions is `variance`."""
     counter = fate_counter(sae)
     active = torch.zeros_like(counter.selected)
     error = 0.0
@@ -62,9 +104,14 @@ def evaluate(sae: SparseAutoencoder, centering: Affine, tokens: Iterable[Tensor]
     return Evaluation(counter, active, fvu, active.sum().item() / counter.n_tokens)
 
 
+def alignment(W_enc: Tensor, mean: Tensor) -> Tensor:
+    """Return each feature's cos(encoder direction, μ), [n_features]; W_enc [d_model, n_features], mean [d_model]."""
+    return F.cosine_similarity(W_enc, mean.to(W_enc)[:, None], dim=0)
+
+
 @torch.no_grad()
 def compare_selection(sae: TopK, tokens: Iterable[Tensor]) -> SelectionChange:
-    """Compare `precision=bf16_select` with float32 on chunks [tokens, d_model] of what the SAE is given."""
+    """Compare `precision=bf16_select` with float32 on chunks [tokens, d_model] of the SAE's inputs."""
     selections = lost = tokens_changed = n_tokens = 0
     errors = {"float32": 0.0, "bf16_select": 0.0}
     total = Moments()
@@ -86,7 +133,7 @@ def compare_selection(sae: TopK, tokens: Iterable[Tensor]) -> SelectionChange:
 def _pre_activations(
     sae: SparseAutoencoder, centering: Affine, chunks: Iterable[Tensor]
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Tokens [tokens, d_model] with their pre-activations, few enough at a time for these to stay small."""
+    """Yield tokens [tokens, d_model] with their pre-activations, few enough at a time for these to stay small."""
     for chunk in chunks:
         first = 0
         for pre in pre_activation_chunks(centering.apply(chunk) - sae.b_dec, sae.W_enc, sae.b_enc):

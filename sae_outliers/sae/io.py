@@ -1,4 +1,4 @@
-"""An SAE and its centering as one set of weights, and as one file."""
+"""Saving and loading SAEs, and folding a centering into their weights."""
 
 import copy
 import json
@@ -6,26 +6,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import get_class
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sae_outliers.sae.base import SparseAutoencoder
-from sae_outliers.stats.centering import Affine
+from sae_outliers.sae.base import SparseAutoencoder, type_name, type_named
+from sae_outliers.stats.transforms import Affine
 from sae_outliers.utils.files import atomic_write
 
 
 @torch.no_grad()
 def folded_encoder(sae: SparseAutoencoder, centering: Affine) -> Tensor:
-    """W_enc' = L W_enc, [d_model, n_features]: the encoder directions in the space before the centering."""
+    """Return W_enc' = L W_enc, [d_model, n_features]: the encoder directions in the space before the centering."""
     W_enc = sae.W_enc.double()
     return (W_enc if centering.linear is None else centering.linear.double() @ W_enc).float()
 
 
 @torch.no_grad()
 def fold(sae: SparseAutoencoder, centering: Affine) -> SparseAutoencoder:
-    """The SAE that does on x what `sae` does on `centering.apply(x)`, its output mapped back by `centering.undo`.
+    """Return the SAE that does on x what `sae` does on `centering.apply(x)`, its output mapped back by `undo`.
 
     With z = (x - s) L and x̂ = ẑ L⁺ + s:  W_enc' = L W_enc,  W_dec' = W_dec L⁺,  b_dec' = b_dec L⁺ + s, and
     b_enc' = b_enc + (b_dec L⁺ L - b_dec) W_enc, whose second term is 0 unless L is singular. Thresholds stay. The
@@ -42,22 +41,34 @@ def fold(sae: SparseAutoencoder, centering: Affine) -> SparseAutoencoder:
 
 
 def save_sae(path: Path, sae: SparseAutoencoder, centering: Affine, described: dict[str, Any]) -> None:
-    """Weights and centering as safetensors; `described` (JSON) goes into the file's metadata."""
+    """Write weights and centering as safetensors; `described` (JSON) goes into the file's metadata.
+
+    Raises:
+        ValueError: the SAE's class is local to a function, so that no file could name it.
+    """
+    kind = type_name(type(sae))
+    if "<locals>" in kind:
+        raise ValueError(f"{kind} could not be loaded from a file: define the class at the top level of a module")
     tensors = {name: tensor.contiguous() for name, tensor in sae.state_dict().items()} | centering.tensors()
-    kind = {"class": f"{type(sae).__module__}.{type(sae).__qualname__}", "options": sae.options()}
+    metadata = {"sae": json.dumps({"type": kind, "options": sae.options()}), "described": json.dumps(described)}
     with atomic_write(path) as beside:
-        save_file(tensors, beside, metadata={"sae": json.dumps(kind), "described": json.dumps(described)})
+        save_file(tensors, beside, metadata=metadata)
 
 
 def load_sae(path: Path) -> tuple[SparseAutoencoder, Affine]:
-    """The SAE and the centering that `save_sae` wrote. Raises ValueError for a file without our metadata."""
+    """Return the SAE and the centering that `save_sae` wrote, in this version or an earlier one.
+
+    Raises:
+        ValueError: a file without our metadata, or of a type that is not there.
+    """
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata() or {}
         tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     if "sae" not in metadata:
         raise ValueError(f"{path} was not written by sae_outliers: its metadata has no entry 'sae'")
-    kind = json.loads(metadata["sae"])
+    described = json.loads(metadata["sae"])
+    kind = type_named(described["type"] if "type" in described else described["class"])  # "class" was a class path
     n_features, d_model = tensors["W_dec"].shape
-    sae: SparseAutoencoder = get_class(kind["class"])(d_model, n_features, **kind["options"])
+    sae: SparseAutoencoder = kind(d_model, n_features, **described["options"])
     sae.load_state_dict({name: tensors[name] for name in sae.state_dict()})
     return sae, Affine.from_tensors(tensors)

@@ -20,9 +20,9 @@ from sae_outliers.sae import triton_kernels
 warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta", UserWarning)
 
 PRECISIONS = ("float32", "bf16_select")
-AT_ONCE = {"cpu": 1 << 22, "cuda": 1 << 26}  # pre-activations of a chunk: 16 and 256 MiB of float32 ...
-FEWEST_ROWS = 256  # ... unless these are more: below, the product itself slows down
-SPARE = 16  # candidates beyond k that the product in bfloat16 names
+CHUNK_SIZE = {"cpu": 1 << 22, "cuda": 1 << 26}  # pre-activations in a chunk: 16 and 256 MiB of float32 ...
+MIN_ROWS = 256  # ... unless these are more: below, the product itself slows down
+EXTRA_CANDIDATES = 16  # candidates beyond k that the product in bfloat16 names
 
 
 class Code(NamedTuple):
@@ -40,18 +40,18 @@ class Code(NamedTuple):
         return len(self.offsets) - 1
 
     def dense(self, n_features: int) -> Tensor:
-        """[tokens, n_features]; for tests and small codes."""
+        """Return [tokens, n_features]; for tests and small codes."""
         rows = torch.repeat_interleave(self.offsets.diff())
         return self.values.new_zeros(self.tokens, n_features).index_put((rows, self.indices), self.values)
 
     def fired(self, n_features: int) -> Tensor:
-        """Which features have a value above 0 on some token, bool [n_features]."""
+        """Return which features have a value above 0 on some token, bool [n_features]."""
         highest = self.values.new_zeros(n_features)
         return highest.scatter_reduce_(0, self.indices, self.values.detach(), "amax") > 0
 
 
 def rows_of_k(values: Tensor, indices: Tensor) -> Code:
-    """The code whose every token has k entries, from values and indices [tokens, k]."""
+    """Return the code whose every token has k entries, from values and indices [tokens, k]."""
     tokens, k = values.shape
     return Code(values.flatten(), indices.flatten(), torch.arange(0, tokens * k + 1, k, device=values.device))
 
@@ -60,7 +60,7 @@ def rows_of_k(values: Tensor, indices: Tensor) -> Code:
 
 
 def largest(pre: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """`pre.topk(k, dim=1, sorted=False)` of pre [tokens, n], in less time where k is far below n.
+    """Return `pre.topk(k, dim=1, sorted=False)` of pre [tokens, n], in less time where k is far below n.
 
     The k largest values lie in the k pools of neighbouring features whose maxima are largest, so only those pools
     are ranked feature by feature, in the same way again. Of equal values, others than topk's may be chosen.
@@ -78,7 +78,7 @@ def largest(pre: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def pre_activation_chunks(x: Tensor, W_enc: Tensor, b_enc: Tensor) -> Iterator[Tensor]:
-    """x @ W_enc + b_enc for consecutive rows of x, float32 [rows, n_features]; each chunk overwrites the one before."""
+    """Yield x @ W_enc + b_enc for consecutive rows of x, float32 [rows, n_features]; each overwrites the last."""
     rows = _rows_at_once(x, W_enc)
     chunk = x.new_empty(min(rows, len(x)), W_enc.shape[1])
     for part in x.split(rows):
@@ -86,7 +86,7 @@ def pre_activation_chunks(x: Tensor, W_enc: Tensor, b_enc: Tensor) -> Iterator[T
 
 
 def bfloat16_chunks(x: Tensor, W_enc: Tensor, b_enc: Tensor) -> Iterator[Tensor]:
-    """`pre_activation_chunks` with the product in bfloat16, for choosing candidates.
+    """Yield `pre_activation_chunks` with the product in bfloat16, for choosing candidates.
 
     The mean of x goes through the encoder in float32. In bfloat16's 8 bits it would drown what varies between tokens
     where γ is large.
@@ -103,20 +103,20 @@ def bfloat16_chunks(x: Tensor, W_enc: Tensor, b_enc: Tensor) -> Iterator[Tensor]
 
 
 def _rows_at_once(x: Tensor, W_enc: Tensor) -> int:
-    return max(FEWEST_ROWS, AT_ONCE[x.device.type] // W_enc.shape[1])
+    return max(MIN_ROWS, CHUNK_SIZE[x.device.type] // W_enc.shape[1])
 
 
 @torch.no_grad()
 def choose_topk(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, precision: str = "float32") -> Code:
-    """The k largest pre-activations of each row of x [tokens, d_model] (b_dec subtracted), positive or not.
+    """Choose the k largest pre-activations of each row of x [tokens, d_model] (b_dec subtracted), positive or not.
 
-    With `bf16_select`, a product in bfloat16 names k + SPARE candidates; their values and the choice among them are
-    float32.
+    With `bf16_select`, a product in bfloat16 names k + EXTRA_CANDIDATES candidates; their values and the choice among
+    them are float32.
     """
     if precision == "float32":
         found = [largest(pre, k) for pre in pre_activation_chunks(x, W_enc, b_enc)]
         return rows_of_k(*(torch.cat(parts) for parts in zip(*found, strict=True)))
-    width = min(k + SPARE, W_enc.shape[1])
+    width = min(k + EXTRA_CANDIDATES, W_enc.shape[1])
     candidates = torch.cat([largest(pre, width)[1] for pre in bfloat16_chunks(x, W_enc, b_enc)])
     code = rows_of_k(x.new_empty(candidates.shape), candidates)
     exact = (products(x, W_enc.T, code) + b_enc[code.indices]).view_as(candidates)
@@ -126,7 +126,7 @@ def choose_topk(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, precision: str 
 
 @torch.no_grad()
 def choose_batch_topk(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int) -> Code:
-    """The k * tokens largest of all pre-activations of the batch (Bussmann et al. 2024); b_dec is subtracted from x."""
+    """Choose the k * tokens largest pre-activations of the batch (Bussmann et al. 2024); x has b_dec subtracted."""
     wanted = k * len(x)
     for enough in (1.5, math.inf):  # a guess from a sample of tokens; should it be too high, every feature
         parts, tokens, first, floor = [], [], 0, None
@@ -146,7 +146,7 @@ def choose_batch_topk(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int) -> Code:
 
 
 def _floor(pre: Tensor, k: int, enough: float) -> Tensor:
-    """A value that about `enough` * k pre-activations of a token exceed, from a few tokens; -inf for all of them."""
+    """Return a value that about `enough` * k pre-activations of a token exceed, from a few tokens; -inf for all."""
     if enough * k >= pre.shape[1]:
         return pre.new_full((), -math.inf)
     sample = pre[:: max(1, len(pre) // 64)]
@@ -155,7 +155,7 @@ def _floor(pre: Tensor, k: int, enough: float) -> Tensor:
 
 @torch.no_grad()
 def choose_group_max(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int) -> Code:
-    """The largest pre-activation in each of k groups of neighbouring features; b_dec is subtracted from x."""
+    """Choose the largest pre-activation in each of k groups of neighbouring features; x has b_dec subtracted."""
     n = W_enc.shape[1]
     found = [pre.view(len(pre), k, n // k).max(2) for pre in pre_activation_chunks(x, W_enc, b_enc)]
     values, places = (torch.cat(parts) for parts in zip(*found, strict=True))
@@ -166,7 +166,7 @@ def choose_group_max(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int) -> Code:
 
 
 def products(x: Tensor, W: Tensor, code: Code) -> Tensor:
-    """x[t] · W[j] for each entry (t, j) of the code, [entries]; x is [tokens, d], W [n_features, d]."""
+    """Return x[t] · W[j] for each entry (t, j) of the code, [entries]; x is [tokens, d], W [n_features, d]."""
     if triton_kernels.usable(x):
         return triton_kernels.products(x, W, code.indices, code.offsets)
     # MKL's sparse products take 32-bit indices; torch would convert them
@@ -177,7 +177,7 @@ def products(x: Tensor, W: Tensor, code: Code) -> Tensor:
 
 
 def weighted_rows(code: Code, W: Tensor) -> Tensor:
-    """code @ W, [tokens, d], for W [n_features, d]."""
+    """Return code @ W, [tokens, d], for W [n_features, d]."""
     if triton_kernels.usable(W):
         return triton_kernels.weighted_rows(code.values, code.indices, code.offsets, W)
     return F.embedding_bag(
@@ -186,7 +186,7 @@ def weighted_rows(code: Code, W: Tensor) -> Tensor:
 
 
 def transposed_product(code: Code, n_features: int, dense: Tensor) -> Tensor:
-    """codeᵀ @ dense, [n_features, d], for dense [tokens, d]."""
+    """Return codeᵀ @ dense, [n_features, d], for dense [tokens, d]."""
     order = code.indices.argsort(stable=True)
     tokens = torch.repeat_interleave(code.offsets.diff(), output_size=len(order))[order]
     offsets = F.pad(torch.bincount(code.indices, minlength=n_features).cumsum(0), (1, 0))
@@ -239,7 +239,7 @@ class _Decode(torch.autograd.Function):
 
 
 def with_gradient(code: Code, x: Tensor, W_enc: Tensor, b_enc: Tensor, b_dec: Tensor) -> Code:
-    """The same code, its values the pre-activations (x - b_dec) @ W_enc + b_enc with their gradient to the weights.
+    """Return the code with its values (x - b_dec) @ W_enc + b_enc differentiable in the weights.
 
     `code` must hold those values already. x is data and gets no gradient.
     """
@@ -247,7 +247,7 @@ def with_gradient(code: Code, x: Tensor, W_enc: Tensor, b_enc: Tensor, b_dec: Te
 
 
 def decode(code: Code, W_dec: Tensor) -> Tensor:
-    """Sum of values times decoder rows, [tokens, d_model], with gradients to the values and to W_dec."""
+    """Return the sum of values times decoder rows, [tokens, d_model], differentiable in the values and W_dec."""
     return _Decode.apply(*code, W_dec)
 
 
@@ -255,11 +255,11 @@ def decode(code: Code, W_dec: Tensor) -> Tensor:
 
 
 def pre_activations_reference(code: Code, x: Tensor, W_enc: Tensor, b_enc: Tensor, b_dec: Tensor) -> Code:
-    """`with_gradient` by way of all pre-activations, in plain autograd."""
+    """Return what `with_gradient` does, by way of all pre-activations, in plain autograd."""
     rows = torch.repeat_interleave(code.offsets.diff())
     return code._replace(values=((x - b_dec) @ W_enc + b_enc)[rows, code.indices])
 
 
 def decode_reference(code: Code, W_dec: Tensor) -> Tensor:
-    """`decode` by way of the dense code."""
+    """Return what `decode` does, by way of the dense code."""
     return code.dense(len(W_dec)) @ W_dec

@@ -25,12 +25,12 @@ WEIGHTED_ROWS_TILE = (16, 256)
 
 
 def usable(tensor: Tensor) -> bool:
-    """Whether the kernels can be launched on operands like this one."""
+    """Return whether the kernels can be launched on operands like this one."""
     return tensor.is_cuda and tensor.dtype in (torch.float32, torch.float64) and _launchable()
 
 
 def products(x: Tensor, W: Tensor, indices: Tensor, offsets: Tensor) -> Tensor:
-    """x[r] · W[j] for each entry (r, j), [entries]; x is [rows, d], W [n, d]."""
+    """Return x[r] · W[j] for each entry (r, j), [entries]; x is [rows, d], W [n, d]."""
     x, W = _unit_stride(x), _unit_stride(W)
     out, rows, d = x.new_empty(len(indices)), len(offsets) - 1, W.shape[1]
     code, strides = (indices.contiguous(), offsets.contiguous()), (x.stride(0), W.stride(0))
@@ -40,7 +40,7 @@ def products(x: Tensor, W: Tensor, indices: Tensor, offsets: Tensor) -> Tensor:
 
 
 def weighted_rows(values: Tensor, indices: Tensor, offsets: Tensor, W: Tensor) -> Tensor:
-    """Sum of values[e] * W[indices[e]] over each row's entries, [rows, d]; W is [n, d]."""
+    """Return the sum of values[e] * W[indices[e]] over each row's entries, [rows, d]; W is [n, d]."""
     W = _unit_stride(W)
     rows, d = len(offsets) - 1, W.shape[1]
     out = W.new_empty(rows, d)
@@ -63,7 +63,7 @@ def _unit_stride(matrix: Tensor) -> Tensor:
 
 @cache
 def _launchable() -> bool:
-    """False without Triton, and, with a warning, where it cannot build kernels (no C compiler, say, or an old GPU)."""
+    """Return False without Triton or, with a warning, where it cannot build kernels (no C compiler, an old GPU)."""
     if not INSTALLED:
         return False
     offsets = torch.tensor([0, 1], device="cuda")

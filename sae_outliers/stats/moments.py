@@ -1,4 +1,4 @@
-"""How severe a layer's activation outliers are: γ, effective rank, outlier dimensions (arXiv 2605.31518)."""
+"""Severity of a layer's activation outliers: γ, effective rank, outlier dimensions (arXiv 2605.31518)."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -44,13 +44,13 @@ class Moments:
         self.count = total
 
     def shifted(self, shift: Tensor) -> "Moments":
-        """The moments of the same tokens with `shift` [d_model] added to each."""
+        """Return the moments of the same tokens with `shift` [d_model] added to each."""
         result = Moments(self.covariance)
         result.count, result.mean, result.scatter = self.count, self.mean + shift, self.scatter
         return result
 
     def mapped(self, shift: Tensor, linear: Tensor | None) -> "Moments":
-        """The moments of (x - shift) @ linear over the same tokens; needs the full covariance where there is a map."""
+        """Return the moments of (x - shift) @ linear over the same tokens; a map needs the full covariance."""
         result = self.shifted(-shift.double())
         if linear is not None:
             by = linear.double()
@@ -59,13 +59,13 @@ class Moments:
 
     @property
     def variance(self) -> Tensor:
-        """Population variance of each dimension, [d_model]."""
+        """Return the population variance of each dimension, [d_model]."""
         diagonal = self.scatter.diagonal() if self.covariance else self.scatter
         return diagonal / self.count
 
     @property
     def gamma(self) -> float:
-        """γ = ||μ|| / ||σ||. Raises ValueError where no dimension varies."""
+        """Return γ = ||μ|| / ||σ||. Raises ValueError where no dimension varies."""
         spread = self.variance.sum().sqrt().item()
         if not spread > 0:
             raise ValueError(f"γ is not defined: none of the dimensions varies over {self.count} tokens")
@@ -73,6 +73,7 @@ class Moments:
 
 
 def moments(chunks: Iterable[Tensor], covariance: bool = False) -> Moments:
+    """Return the moments of tokens in chunks [tokens, d_model], with the full covariance or its diagonal."""
     result = Moments(covariance)
     for chunk in chunks:
         result.update(chunk)
@@ -80,7 +81,7 @@ def moments(chunks: Iterable[Tensor], covariance: bool = False) -> Moments:
 
 
 def effective_rank(covariance: Tensor) -> float:
-    """exp(entropy(λ / Σλ)) over the eigenvalues λ of a covariance matrix (any positive multiple of it)."""
+    """Return exp(entropy(λ / Σλ)) over the eigenvalues λ of a covariance matrix (any positive multiple of it)."""
     eigenvalues = torch.linalg.eigvalsh(covariance.double()).clamp(min=0)
     p = eigenvalues / eigenvalues.sum()
     return torch.special.entr(p).sum().exp().item()
@@ -93,7 +94,7 @@ class OutlierDim:
 
 
 def outlier_dims(m: Moments, n: int = 5) -> list[OutlierDim]:
-    """The `n` dimensions whose mean is largest beside their standard deviation; constant ones are left out."""
+    """Return the `n` dimensions with the largest ratio of mean to standard deviation; constant ones are left out."""
     varying = m.variance > 0
     ratio = torch.where(varying, m.mean.abs() / m.variance.sqrt(), torch.zeros_like(m.mean))
     values, indices = ratio.topk(min(n, int(varying.sum())))
@@ -101,7 +102,7 @@ def outlier_dims(m: Moments, n: int = 5) -> list[OutlierDim]:
 
 
 def geometric_median(chunks: Chunks, start: Tensor, tolerance: float = 1e-6, max_passes: int = 200) -> Tensor:
-    """The point [d_model] with the least summed distance to the tokens, by Weiszfeld's iteration, in float64.
+    """Return the point [d_model] with the least summed distance to the tokens, by Weiszfeld's iteration, in float64.
 
     Each iteration is one pass over the tokens, so memory holds one chunk. It stops once a step moves the point by
     less than `tolerance` of the mean distance. `start` is usually the mean.

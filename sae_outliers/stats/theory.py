@@ -14,29 +14,29 @@ Probability = NDArray[np.float64]
 
 
 def _reach(n_eval: int) -> float:
-    """C: how many spreads above its mean a feature gets on its best of `n_eval` tokens."""
+    """Return C: how many spreads above its mean a feature gets on its best of `n_eval` tokens."""
     return float(norm.isf(1 / n_eval))
 
 
 def _threshold(n_features: int, k: int) -> float:
-    """t_k: how many standard deviations above the mean the k-th largest of `n_features` normal values lies."""
+    """Return t_k: how many standard deviations above the mean the k-th largest of `n_features` normal values lies."""
     return float(norm.isf(k / n_features))
 
 
 def dead_by_relu(gamma: ArrayLike, n_eval: int) -> Probability:
-    """P(m_j + C < 0) = Φ(-C/γ): the pre-activation is positive on no evaluation token."""
+    """Return P(m_j + C < 0) = Φ(-C/γ): the pre-activation is positive on no evaluation token."""
     with np.errstate(divide="ignore"):
         return norm.cdf(-_reach(n_eval) / np.asarray(gamma, dtype=np.float64))
 
 
 def dead_by_topk(gamma: ArrayLike, n_eval: int, n_features: int, k: int) -> Probability:
-    """P(m_j + C < t_k γ) = Φ(t_k - C/γ): the paper's form, whose top-k threshold is that of the means m_j alone."""
+    """Return P(m_j + C < t_k γ) = Φ(t_k - C/γ): the paper's form, its top-k threshold that of the means m_j alone."""
     with np.errstate(divide="ignore"):
         return norm.cdf(_threshold(n_features, k) - _reach(n_eval) / np.asarray(gamma, dtype=np.float64))
 
 
 def dead_by_topk_small_gamma(gamma: ArrayLike, n_eval: int, n_features: int, k: int) -> Probability:
-    """P(m_j + C < t_k √(1+γ²)): the threshold of m_j + ε_ij, which matters where γ is not large.
+    """Return P(m_j + C < t_k √(1+γ²)): the threshold of m_j + ε_ij, which matters where γ is not large.
 
     This form is ours; it tends to the paper's as γ grows.
     """

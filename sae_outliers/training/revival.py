@@ -1,11 +1,12 @@
-"""Ways to bring dead features back in training. Dead is what has not fired in the last `dead_window` training tokens.
+"""Revivals: ways to bring dead features back in training. Dead: not fired in the last `dead_window` training tokens.
 
-A revival adds to the loss of a step, or changes weights after it. The formulas are the originals'; where libraries
-differ from them is said.
+A revival adds to the loss of a step, or changes weights after it. The formulas are those of the original papers;
+docstrings note where libraries deviate. A revival is a class registered here with a yaml in conf/revival/; one of your
+own may lie anywhere, and its yaml names it by `_target_`.
 """
 
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -14,25 +15,36 @@ from torch import Tensor
 from sae_outliers.sae.architectures.jumprelu import JumpReLU
 from sae_outliers.sae.base import SparseAutoencoder, StepOutput
 from sae_outliers.sae.kernels import choose_topk, decode, largest, with_gradient
-
-if TYPE_CHECKING:
-    from sae_outliers.training.trainer import Trainer
+from sae_outliers.utils.options import Choice, check_number, chosen_type
+from sae_outliers.utils.registry import Registry
 
 
 class Revival:
-    """`revival=none`: dead features are left to themselves."""
+    """The base class, and `revival=none`: dead features are left to themselves."""
 
     def check(self, sae: SparseAutoencoder) -> None:
         """Raises ValueError where the revival is not defined for this SAE."""
 
     def loss(self, sae: SparseAutoencoder, x: Tensor, output: StepOutput, dead: Tensor) -> Tensor | float:
-        """What the step's loss grows by. `dead` are the numbers of the dead features, int64; x is [tokens, d_model]."""
+        """Return the auxiliary loss. `dead` are the indices of the dead features, int64; x is [tokens, d_model]."""
         return 0.0
 
-    def after_step(self, trainer: "Trainer", x: Tensor, output: StepOutput) -> None:
-        """Called once the optimiser has stepped."""
+    def after_step(
+        self, sae: SparseAutoencoder, x: Tensor, output: StepOutput, step: int, dead: Callable[[], Tensor]
+    ) -> Tensor | None:
+        """Change weights once the optimiser has taken step `step`, counted from 1.
+
+        `dead` finds the indices of the features that are dead now, which synchronises with the GPU: call it only when
+        they are needed. Return the indices of re-initialised features, for the trainer to reset their moments.
+        """
+        return None
 
 
+REVIVALS: Registry[type[Revival]] = Registry("revival")
+REVIVALS.register("none")(Revival)
+
+
+@REVIVALS.register("auxk")
 class AuxK(Revival):
     """Gao et al. (2024): the k_aux largest positive pre-activations among dead features reconstruct the residual.
 
@@ -45,6 +57,8 @@ class AuxK(Revival):
     """
 
     def __init__(self, alpha: float = 1 / 32, k_aux: int | None = None) -> None:
+        check_number("revival.alpha", alpha, at_least=0)
+        check_number("revival.k_aux", k_aux, at_least=1)
         self.alpha, self.k_aux = alpha, k_aux
 
     def loss(self, sae: SparseAutoencoder, x: Tensor, output: StepOutput, dead: Tensor) -> Tensor | float:
@@ -60,6 +74,7 @@ class AuxK(Revival):
         return self.alpha * error / spread.clamp(min=torch.finfo(e.dtype).tiny)
 
 
+@REVIVALS.register("ghost_grads")
 class GhostGrads(Revival):
     """Anthropic (January 2024): dead features, through exp instead of ReLU, reconstruct the residual.
 
@@ -81,6 +96,7 @@ class GhostGrads(Revival):
         return error * (sae.squared_error(e) / error.clamp(min=1e-12)).detach()
 
 
+@REVIVALS.register("preact_loss")
 class PreactLoss(Revival):
     """Anthropic (January 2025) for JumpReLU: coefficient * Σ relu(θ_i - pre_i) ||W_dec_i|| / scale, mean over tokens.
 
@@ -88,6 +104,7 @@ class PreactLoss(Revival):
     """
 
     def __init__(self, coefficient: float = 3e-6) -> None:
+        check_number("revival.coefficient", coefficient, at_least=0)
         self.coefficient = coefficient
 
     def check(self, sae: SparseAutoencoder) -> None:
@@ -104,6 +121,7 @@ class PreactLoss(Revival):
         return self.coefficient * (short @ W_dec.norm(dim=1)).mean() / sae.scale
 
 
+@REVIVALS.register("resample")
 class Resample(Revival):
     """Anthropic (2023): every `every` steps, up to step `until`, dead features start anew at badly explained tokens.
 
@@ -113,42 +131,62 @@ class Resample(Revival):
     """
 
     def __init__(self, every: int = 2500, until: int = 10_000, encoder_norm: float = 0.2) -> None:
+        check_number("revival.every", every, at_least=1)
+        check_number("revival.until", until, at_least=0)
+        check_number("revival.encoder_norm", encoder_norm, above=0)
         self.every, self.until, self.encoder_norm = every, until, encoder_norm
 
     @torch.no_grad()
-    def after_step(self, trainer: "Trainer", x: Tensor, output: StepOutput) -> None:
-        if trainer.step % self.every or trainer.step > self.until:
-            return
-        sae, dead = trainer.sae, trainer.dead()
-        if len(dead) == 0:
-            return
+    def after_step(
+        self, sae: SparseAutoencoder, x: Tensor, output: StepOutput, step: int, dead: Callable[[], Tensor]
+    ) -> Tensor | None:
+        if step % self.every or step > self.until:
+            return None
+        indices = dead()
+        if len(indices) == 0:
+            return None
         weights = output.residual.double().square().sum(1).square()
-        drawing = torch.Generator(x.device).manual_seed(trainer.step)  # by the step, so that a resumed run draws alike
-        tokens = torch.multinomial(weights, len(dead), replacement=True, generator=drawing)
+        rng = torch.Generator(x.device).manual_seed(step)  # by the step, so that a resumed run draws alike
+        tokens = torch.multinomial(weights, len(indices), replacement=True, generator=rng)
         directions = F.normalize(x[tokens] - sae.b_dec, dim=1)
-        alive = torch.ones(sae.n_features, dtype=torch.bool, device=x.device).index_fill_(0, dead, False)
+        alive = torch.ones(sae.n_features, dtype=torch.bool, device=x.device).index_fill_(0, indices, False)
         norms = sae.W_enc.norm(dim=0)
         norm = norms[alive].mean() if alive.any() else norms.mean()
-        sae.W_dec[dead] = directions
-        sae.W_enc.T[dead] = self.encoder_norm * norm * directions
-        sae.b_enc[dead] = 0
-        trainer.forget(dead)
+        sae.W_dec[indices] = directions
+        sae.W_enc.T[indices] = self.encoder_norm * norm * directions
+        sae.b_enc[indices] = 0
+        return indices
+
+
+# class paths that configs of earlier versions hold -> the revivals' names
+FORMER_PATHS = {
+    "sae_outliers.revival.Revival": "none",
+    "sae_outliers.revival.AuxK": "auxk",
+    "sae_outliers.revival.GhostGrads": "ghost_grads",
+    "sae_outliers.revival.PreactLoss": "preact_loss",
+    "sae_outliers.revival.Resample": "resample",
+}
+
+
+def revival_type(cfg: Choice) -> type[Revival]:
+    """Return the class that the config group `revival` names. Raises ValueError where there is none."""
+    return chosen_type(REVIVALS, Revival, cfg, FORMER_PATHS)
 
 
 def reconstruct_sparsely(x: Tensor, b_dec: Tensor, W_enc: Tensor, b_enc: Tensor, W_dec: Tensor, k: int) -> Tensor:
-    """The k largest positive pre-activations of each token times their decoder rows, [tokens, d_model]."""
+    """Return the k largest positive pre-activations of each token times their decoder rows, [tokens, d_model]."""
     code = with_gradient(choose_topk(x - b_dec, W_enc, b_enc, k), x, W_enc, b_enc, b_dec)
     return decode(code._replace(values=code.values.relu()), W_dec)
 
 
 def reconstruct_densely(x: Tensor, b_dec: Tensor, W_enc: Tensor, b_enc: Tensor, W_dec: Tensor, k: int) -> Tensor:
-    """`reconstruct_sparsely` by way of all pre-activations."""
+    """Return what `reconstruct_sparsely` does, by way of all pre-activations."""
     pre = torch.addmm(b_enc, x - b_dec, W_enc)
     _, indices = largest(pre.detach(), k)
     return torch.zeros_like(pre).scatter(1, indices, pre.gather(1, indices).relu()) @ W_dec
 
 
-def feature_weights(sae: SparseAutoencoder, numbers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """W_enc, b_enc and W_dec of some features, with gradient."""
-    W_enc, b_enc, W_dec = (w.index_select(0, numbers) for w in (sae.W_enc.T, sae.b_enc, sae.W_dec))
+def feature_weights(sae: SparseAutoencoder, indices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return W_enc, b_enc and W_dec of some features, with gradient."""
+    W_enc, b_enc, W_dec = (w.index_select(0, indices) for w in (sae.W_enc.T, sae.b_enc, sae.W_dec))
     return W_enc.T, b_enc, W_dec

@@ -1,8 +1,6 @@
-"""The training loop: several SAEs side by side on one stream of batches; steps, death curves, checkpoints."""
+"""One SAE in training: optimiser steps, what fired, checkpoints."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -11,15 +9,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sae_outliers.config import TrainConfig
-from sae_outliers.results.curves import MetricsFile, Point
 from sae_outliers.sae.base import SparseAutoencoder
 from sae_outliers.training.revival import Revival
 from sae_outliers.utils.files import atomic_write
-from sae_outliers.utils.preemption import defer_preemption
-from sae_outliers.utils.progress import Progress
-
-Batches = Callable[[int], Iterator[Tensor]]  # from a step on: batches [batch_size, d_model]
-Measure = Callable[[], Point]  # figures of the SAE as it is, on the evaluation tokens
 
 
 class Trainer:
@@ -41,7 +33,7 @@ class Trainer:
         groups = [{"params": others}, {"params": [sae.b_dec]}]
         self.optimizer = torch.optim.Adam(groups, lr=cfg.lr, fused=True)
         self.step = 0
-        self.loss: Tensor | None = None  # of the last step; on the device, for reading it waits for the step
+        self.loss: Tensor | None = None  # of the last step, kept on the device: `.item()` would synchronise
         self.last_fired = torch.zeros(sae.n_features, dtype=torch.int64, device=sae.W_dec.device)  # in tokens
 
     @property
@@ -49,7 +41,7 @@ class Trainer:
         return self.step * self.cfg.batch_size
 
     def schedule(self) -> float:
-        """Share of the learning rates: linear warm-up, constant, linear decay to 0 from `decay_from` of steps on."""
+        """Return the factor of the learning rates: linear warm-up, constant, linear decay to 0 from `decay_from` on."""
         cfg = self.cfg
         warmup = min(1.0, (self.step + 1) / max(1, cfg.warmup_steps))
         decay_start = cfg.decay_from * cfg.steps
@@ -57,7 +49,7 @@ class Trainer:
         return warmup * decay
 
     def train_step(self, x: Tensor) -> None:
-        """One optimiser step on x [batch_size, d_model]."""
+        """Take one optimiser step on x [batch_size, d_model]."""
         for group, lr in zip(self.optimizer.param_groups, self.lrs, strict=True):
             group["lr"] = lr * self.schedule()
         self.optimizer.zero_grad(set_to_none=True)
@@ -74,34 +66,37 @@ class Trainer:
         self.step += 1
         self.last_fired.masked_fill_(output.fired, self.tokens)
         self.loss = output.loss.detach()
-        self.revival.after_step(self, x, output)
+        reinitialised = self.revival.after_step(self.sae, x, output, self.step, self.dead)
+        if reinitialised is not None:
+            self.reset_features(reinitialised)
 
     def last_loss(self) -> float | None:
-        """The loss of the last step, without the revival's part; None before the first."""
+        """Return the loss of the last step, without the revival's part; None before the first."""
         return None if self.loss is None else self.loss.item()
 
     def dead(self) -> Tensor:
-        """Numbers of the features that did not fire in the last `dead_window` tokens; none before there are so many."""
+        """Return the indices of features that did not fire in the last `dead_window` tokens; none before so many."""
         if self.tokens < self.cfg.dead_window:
             return self.last_fired.new_zeros(0)
         return (self.last_fired <= self.tokens - self.cfg.dead_window).nonzero()[:, 0]
 
     def dead_pct_window(self) -> float | None:
-        """Percent of features that did not fire in the last `dead_window` training tokens; None before there are."""
+        """Return the percentage of features that did not fire in the last `dead_window` tokens; None before so many."""
         return None if self.tokens < self.cfg.dead_window else 100 * len(self.dead()) / self.sae.n_features
 
-    def forget(self, features: Tensor) -> None:
-        """Set the optimiser's moments of these features to 0, and count them as fired now."""
+    def reset_features(self, features: Tensor) -> None:
+        """Set the optimiser's moments of these features (indices) to 0, and count them as fired now."""
         self.last_fired[features] = self.tokens
         for name in ("W_enc", "b_enc", "W_dec"):
             for moment in ("exp_avg", "exp_avg_sq"):
                 self.optimizer.state[self.optimised[name]][moment][features] = 0
 
     def _rows_of_W_enc(self) -> nn.Parameter:
-        """The same numbers as rows of features, [n_features, d_model]: fused Adam copies what is not contiguous."""
+        """Return the same storage viewed as [n_features, d_model]: fused Adam copies what is not contiguous."""
         return nn.Parameter(self.sae.W_enc.detach().T)
 
     def save(self, path: Path) -> None:
+        """Write the checkpoint: weights, the optimiser's state, step, loss and what fired when."""
         tensors = {f"sae.{name}": tensor for name, tensor in self.sae.state_dict().items()}
         tensors["last_fired"] = self.last_fired
         for name, p in self.optimised.items():
@@ -113,6 +108,7 @@ class Trainer:
 
     @torch.no_grad()
     def load(self, path: Path) -> None:
+        """Resume from a checkpoint that `save` wrote."""
         device = str(self.sae.W_dec.device)
         with safe_open(path, framework="pt", device=device) as file:
             self.step, loss = (json.loads(file.metadata()[key]) for key in ("step", "loss"))
@@ -125,67 +121,3 @@ class Trainer:
             state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
             if state:
                 self.optimizer.state[p] = state
-
-
-@dataclass
-class Member:
-    """An SAE of a stack, with what the loop needs to know of it: how it sees a batch, is measured and is kept."""
-
-    trainer: Trainer
-    see: Callable[[Tensor], Tensor]  # its centering, on a batch [batch_size, d_model]
-    measure: Measure
-    metrics: MetricsFile
-    checkpoint: Path
-
-    def begin(self) -> None:
-        """Go on from the checkpoint, if there is one."""
-        if self.checkpoint.is_file():
-            self.trainer.load(self.checkpoint)
-        self.metrics.drop_from(self.trainer.step)
-        self._note()
-
-    def train_step(self, x: Tensor) -> None:
-        """One step; then a checkpoint and a point of the curves, where one is due."""
-        self.trainer.train_step(self.see(x))
-        if self.trainer.step % self.trainer.cfg.checkpoint_every == 0:
-            self.save()
-        self._note()
-
-    def save(self) -> None:
-        self.trainer.save(self.checkpoint)
-
-    def _note(self) -> None:
-        trainer, cfg = self.trainer, self.trainer.cfg
-        if trainer.step % cfg.eval_every == 0 or trainer.step == cfg.steps:
-            point: Point = {
-                "step": trainer.step,
-                "tokens": trainer.tokens,
-                "loss": trainer.last_loss(),
-                "lr": cfg.lr * trainer.schedule(),
-            }
-            self.metrics.write(point | self.measure() | {"dead_pct_window": trainer.dead_pct_window()})
-
-
-def train(stack: Sequence[Member], batches: Batches, title: str) -> None:
-    """Train every member to the end of its steps, each from its checkpoint if it has one, on one read of the batches.
-
-    A member gets the weights that it would get alone: no computation is shared but the reading. A point of the death
-    curves is written every `eval_every` steps, at step 0 and after the last step. When the cluster wants the machine
-    back, every member leaves a checkpoint of its last step.
-    """
-    for member in stack:
-        member.begin()
-    start = min(member.trainer.step for member in stack)
-    end = max(member.trainer.cfg.steps for member in stack)
-    stream = batches(start)
-    with Progress(title, end, "steps") as progress, defer_preemption() as signal:
-        for step in range(start, end):
-            x = next(stream)
-            for member in stack:
-                if member.trainer.step == step < member.trainer.cfg.steps:
-                    member.train_step(x)
-            progress.update(step + 1)
-            if signal.received:
-                for member in stack:
-                    member.save()
-                signal.deliver()

@@ -57,3 +57,5 @@ class Registry(Generic[T]):
         if package is not None:
             for module in iter_modules(import_module(package).__path__):
                 import_module(f"{package}.{module.name}")
+            # in the order of the modules' names, whichever of them were imported before
+            self._found = dict(sorted(self._found.items(), key=lambda item: item[1].__module__))

@@ -10,7 +10,7 @@ from sae_outliers.config import TrainConfig
 from sae_outliers.sae.architectures.topk import TopK
 from sae_outliers.sae.base import StepOutput
 from sae_outliers.sae.evaluation import count_fates, fate_counter
-from sae_outliers.stats.centering import Affine
+from sae_outliers.stats.transforms import Affine
 from sae_outliers.training.revival import AuxK
 from sae_outliers.training.trainer import Trainer
 from tests.benchmarks.plan import Size

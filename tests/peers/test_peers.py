@@ -12,7 +12,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from sae_outliers.export import HOLDS
 from sae_outliers.sae.architectures.batchtopk import BatchTopK
 from sae_outliers.sae.architectures.gated import Gated
 from sae_outliers.sae.architectures.groupmax import GroupMax
@@ -20,6 +19,8 @@ from sae_outliers.sae.architectures.jumprelu import JumpReLU
 from sae_outliers.sae.architectures.matryoshka import Matryoshka
 from sae_outliers.sae.architectures.relu import ReLU
 from sae_outliers.sae.architectures.topk import TopK
+from sae_outliers.sae.base import type_name
+from sae_outliers.sae.export.base import EXPORTERS
 from sae_outliers.sae.kernels import choose_batch_topk
 from tests.test_export import DESCRIBED, Case, Kind, distance
 
@@ -67,9 +68,9 @@ READERS: dict[str, Callable[[Path, Tensor], Output]] = {
 }
 PAIRS = [
     pytest.param(library, kind, marks=needs(library))
-    for library, kinds in HOLDS.items()
+    for library, exporter in EXPORTERS.items()
     for kind in KINDS
-    if issubclass(kind, kinds)
+    if type_name(kind) in exporter.types
 ]
 
 

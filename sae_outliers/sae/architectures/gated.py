@@ -5,9 +5,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sae_outliers.sae.base import SparseAutoencoder, StepOutput
+from sae_outliers.sae.base import SAES, SparseAutoencoder, StepOutput
+from sae_outliers.utils.options import check_number
 
 
+@SAES.register("gated")
 class Gated(SparseAutoencoder):
     """The pre-activations are the gate's, π = (x - b_dec) @ W_enc + b_enc; a feature is active where π > 0.
 
@@ -23,6 +25,7 @@ class Gated(SparseAutoencoder):
         self, d_model: int, n_features: int, k: int, scale: float = 1.0, seed: int = 0, sparsity: float = 0.0
     ) -> None:
         super().__init__(d_model, n_features, k, scale, seed)
+        check_number("sae.sparsity", sparsity, at_least=0)
         self.sparsity = sparsity
         self.r_mag = nn.Parameter(torch.zeros(n_features))
         self.b_mag = nn.Parameter(torch.zeros(n_features))

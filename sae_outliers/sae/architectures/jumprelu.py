@@ -7,7 +7,8 @@ from scipy.special import ndtri
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from sae_outliers.sae.base import SparseAutoencoder, StepOutput
+from sae_outliers.sae.base import SAES, SparseAutoencoder, StepOutput
+from sae_outliers.utils.options import check_number
 
 
 class _Jump(torch.autograd.Function):
@@ -47,6 +48,7 @@ def _near(z: Tensor, theta: Tensor, bandwidth: float) -> Tensor:
     return (z - theta).abs() < bandwidth / 2
 
 
+@SAES.register("jumprelu")
 class JumpReLU(SparseAutoencoder):
     """The penalty is `sparsity` times the mean number of active features of a token.
 
@@ -70,6 +72,8 @@ class JumpReLU(SparseAutoencoder):
         bandwidth: float = 0.1,
     ) -> None:
         super().__init__(d_model, n_features, k, scale, seed)
+        check_number("sae.sparsity", sparsity, at_least=0)
+        check_number("sae.bandwidth", bandwidth, above=0)
         self.sparsity, self.bandwidth = sparsity, bandwidth
         start = max(0.0, float(ndtri(1 - k / n_features))) if k < n_features else 0.0
         self.threshold = nn.Parameter(torch.full((n_features,), start))
@@ -79,7 +83,7 @@ class JumpReLU(SparseAutoencoder):
 
     @property
     def unit(self) -> float:
-        """What a threshold of 1 is in pre-activations."""
+        """Return the pre-activation at which a threshold of 1 lies."""
         return self.scale / self.d_model**0.5
 
     def features(self, pre: Tensor) -> Tensor:

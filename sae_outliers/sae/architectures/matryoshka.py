@@ -7,10 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sae_outliers.sae.architectures.batchtopk import BatchTopK
-from sae_outliers.sae.base import StepOutput
+from sae_outliers.sae.base import SAES, StepOutput
 from sae_outliers.sae.kernels import Code, decode, with_gradient
 
 
+@SAES.register("matryoshka")
 class Matryoshka(BatchTopK):
     """The loss is the mean over prefixes of the error that the features up to the prefix's end leave.
 
@@ -49,7 +50,7 @@ class Matryoshka(BatchTopK):
 
 
 def _between(code: Code, start: int, end: int) -> Code:
-    """The entries of features start to end."""
+    """Return the entries of features start to end."""
     kept = (code.indices >= start) & (code.indices < end)
     offsets = F.pad(kept.cumsum(0), (1, 0))[code.offsets]
     return Code(code.values[kept], code.indices[kept], offsets)

@@ -4,9 +4,11 @@ from typing import Any
 
 from torch import Tensor
 
-from sae_outliers.sae.base import SparseAutoencoder, StepOutput
+from sae_outliers.sae.base import SAES, SparseAutoencoder, StepOutput
+from sae_outliers.utils.options import check_number
 
 
+@SAES.register("relu", "relu_april")
 class ReLU(SparseAutoencoder):
     """The penalty is `sparsity` times the mean over tokens of Σ f_i / scale, at unit-norm decoder rows.
 
@@ -25,6 +27,7 @@ class ReLU(SparseAutoencoder):
         decoder_norm_weighted: bool = False,
     ) -> None:
         super().__init__(d_model, n_features, k, scale, seed)
+        check_number("sae.sparsity", sparsity, at_least=0)
         self.sparsity, self.decoder_norm_weighted = sparsity, decoder_norm_weighted
         self.unit_norm_decoder = not decoder_norm_weighted
 

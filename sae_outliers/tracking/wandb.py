@@ -1,8 +1,7 @@
-"""W&B as a mirror of the curves: online with a key, offline without one."""
+"""Weights & Biases as a mirror of the curves: online with a key, offline without one."""
 
 import netrc
 import os
-from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
@@ -10,29 +9,15 @@ from omegaconf import OmegaConf
 
 from sae_outliers.config import RunConfig
 from sae_outliers.results.curves import Point
+from sae_outliers.tracking.base import TRACKERS, Tracker
 
 
-class Tracker(ABC):
-    @abstractmethod
-    def log(self, point: Point) -> None: ...
-
-    @abstractmethod
-    def finish(self, summary: dict[str, Any], exit_code: int = 0) -> None: ...
-
-
-class NoTracker(Tracker):
-    def log(self, point: Point) -> None:
-        pass
-
-    def finish(self, summary: dict[str, Any], exit_code: int = 0) -> None:
-        pass
-
-
+@TRACKERS.register("wandb")
 class WandbTracker(Tracker):
-    """A W&B run under our own run id, so that a resumed run goes on in the same W&B run."""
+    """A W&B run under our own run id, so that a resumed run continues the same W&B run."""
 
     def __init__(self, cfg: RunConfig, layer: int, run_id: str) -> None:
-        import wandb  # takes a second, and `tracker=none` does without it
+        import wandb  # imported lazily: takes a second, and `tracker=none` does without it
 
         directory = Path(cfg.results_dir)
         directory.mkdir(parents=True, exist_ok=True)
@@ -42,10 +27,10 @@ class WandbTracker(Tracker):
             id=run_id,
             name=f"{cfg.model.name}-{layer}-{cfg.sae.name}-{cfg.revival.name}-{cfg.centering.name}",
             resume="allow",
-            reinit="create_new",  # variants train side by side in one process
+            reinit="create_new",  # variants are trained jointly in one process
             group=cfg.group,
             tags=[
-                cfg.model.name[:64],  # W&B takes no longer one
+                cfg.model.name[:64],  # W&B accepts no longer tag
                 cfg.model.domain,
                 cfg.sae.name,
                 f"revival-{cfg.revival.name}",
@@ -61,7 +46,7 @@ class WandbTracker(Tracker):
         self._run.define_metric("*", step_metric="tokens")
 
     def log(self, point: Point) -> None:
-        """Under the training's own step, from which a resumed run goes on; W&B drops what it has already."""
+        """Log under the training's own step, from which a resumed run continues; W&B drops what it has already."""
         self._run.log({name: value for name, value in point.items() if value is not None}, step=int(point["step"] or 0))
 
     def finish(self, summary: dict[str, Any], exit_code: int = 0) -> None:
@@ -69,17 +54,8 @@ class WandbTracker(Tracker):
         self._run.finish(exit_code=exit_code)
 
 
-def start_tracker(cfg: RunConfig, layer: int, run_id: str) -> Tracker:
-    """The tracker that the config names. Raises ValueError for an unknown name."""
-    if cfg.tracker.name == "none":
-        return NoTracker()
-    if cfg.tracker.name == "wandb":
-        return WandbTracker(cfg, layer, run_id)
-    raise ValueError(f"tracker={cfg.tracker.name} does not exist: use wandb or none")
-
-
 def wandb_mode() -> str:
-    """`WANDB_MODE` if it is set; else online where there is a key for W&B, offline where there is none."""
+    """Return `WANDB_MODE` if it is set; else online where there is a key for W&B, offline where there is none."""
     if mode := os.environ.get("WANDB_MODE"):
         return mode
     return "online" if os.environ.get("WANDB_API_KEY") or _netrc_has_key() else "offline"

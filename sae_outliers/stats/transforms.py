@@ -1,12 +1,33 @@
-"""Centering: an affine map between the preprocessed activations and what the SAE sees."""
+"""What a token's activations go through before the SAE: per-token preprocessing, then centering, an affine map."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sae_outliers.stats.moments import Moments
+from sae_outliers.utils.registry import Registry
+
+Preprocessing = Callable[[Tensor], Tensor]  # [..., d_model] to [..., d_model], each token by itself
+PREPROCESSINGS = Registry[Preprocessing]("preprocessing")
+
+
+@PREPROCESSINGS.register("postln")
+def postln(x: Tensor) -> Tensor:
+    """Apply LayerNorm over each token without affine (eps 1e-5), times sqrt(d_model): the paper's convention.
+
+    x is [..., d_model]; the result has norm d_model.
+    """
+    d_model = x.shape[-1]
+    return F.layer_norm(x, (d_model,), eps=1e-5) * d_model**0.5
+
+
+@PREPROCESSINGS.register("raw")
+def raw(x: Tensor) -> Tensor:
+    """Return the activations as they are."""
+    return x
 
 
 @dataclass(frozen=True)
@@ -29,12 +50,13 @@ class Affine:
         return (z if self.inverse is None else z @ self.inverse) + self.shift
 
     def tensors(self) -> dict[str, Tensor]:
-        """What is saved beside the SAE: `centering.shift` and, unless it is the identity, the two matrices."""
+        """Return what is saved beside the SAE: `centering.shift` and, unless it is the identity, the two matrices."""
         named = {"shift": self.shift, "linear": self.linear, "inverse": self.inverse}
         return {f"centering.{name}": tensor for name, tensor in named.items() if tensor is not None}
 
     @classmethod
     def from_tensors(cls, tensors: dict[str, Tensor]) -> "Affine":
+        """Return the map whose `tensors()` are among these."""
         prefix = "centering."
         return cls(**{name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)})
 
@@ -42,16 +64,29 @@ class Affine:
         return Affine.from_tensors({name: t.to(device) for name, t in self.tensors().items()})
 
 
+# from the moments of the evaluation tokens, with their full covariance, to the map
+CENTERINGS = Registry[Callable[[Moments], Affine]]("centering")
+
+
+@CENTERINGS.register("off")
 def off(m: Moments) -> Affine:
-    """No change."""
+    """Change nothing."""
     return Affine(torch.zeros_like(m.mean, dtype=torch.float32))
 
 
+@CENTERINGS.register("on")
 def on(m: Moments) -> Affine:
     """Subtract the mean of the evaluation tokens."""
     return Affine(m.mean.float())
 
 
+@CENTERINGS.register("geometric_median")
+def geometric_median(m: Moments) -> Affine:
+    """Leave the activations as they are: the config of this centering starts b_dec at their geometric median."""
+    return off(m)
+
+
+@CENTERINGS.register("whiten")
 def whiten(m: Moments) -> Affine:
     """PCA whitening: subtract the mean, rotate to the principal axes, divide each by its standard deviation.
 
@@ -63,6 +98,7 @@ def whiten(m: Moments) -> Affine:
     return Affine(m.mean.float(), (axes / deviations).float().contiguous(), (axes * deviations).T.float().contiguous())
 
 
+@CENTERINGS.register("layernorm_center")
 def layernorm_center(m: Moments) -> Affine:
     """Subtract the mean, and from each token its average over the dimensions (LayerNorm's own centering).
 
@@ -71,14 +107,3 @@ def layernorm_center(m: Moments) -> Affine:
     d_model = len(m.mean)
     projection = torch.eye(d_model, device=m.mean.device) - 1 / d_model
     return Affine(m.mean.float(), projection, projection.clone())
-
-
-# from moments, whose covariance is whole for whitening. geometric_median leaves the activations as they are: its
-# config sets init.b_dec
-CENTERINGS: dict[str, Callable[[Moments], Affine]] = {
-    "off": off,
-    "on": on,
-    "geometric_median": off,
-    "whiten": whiten,
-    "layernorm_center": layernorm_center,
-}

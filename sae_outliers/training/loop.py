@@ -1,0 +1,79 @@
+"""Joint training: several SAEs on one stream of batches, with death curves and checkpoints."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from sae_outliers.results.curves import MetricsFile, Point
+from sae_outliers.training.trainer import Trainer
+from sae_outliers.utils.preemption import defer_preemption
+from sae_outliers.utils.progress import Progress
+
+Batches = Callable[[int], Iterator[Tensor]]  # from a step on: batches [batch_size, d_model]
+Measure = Callable[[], Point]  # figures of the SAE as it is, on the evaluation tokens
+
+
+@dataclass
+class TrainingRun:
+    """One SAE of a joint training: its trainer, its inputs, its measurements, its files."""
+
+    trainer: Trainer
+    to_sae_input: Callable[[Tensor], Tensor]  # its centering, on a batch [batch_size, d_model]
+    measure: Measure
+    metrics: MetricsFile
+    checkpoint: Path
+
+    def begin(self) -> None:
+        """Resume from the checkpoint, if there is one."""
+        if self.checkpoint.is_file():
+            self.trainer.load(self.checkpoint)
+        self.metrics.drop_from(self.trainer.step)
+        self._write_point_if_due()
+
+    def train_step(self, x: Tensor) -> None:
+        """Take one step; then write a checkpoint and a point of the curves, where one is due."""
+        self.trainer.train_step(self.to_sae_input(x))
+        if self.trainer.step % self.trainer.cfg.checkpoint_every == 0:
+            self.save()
+        self._write_point_if_due()
+
+    def save(self) -> None:
+        self.trainer.save(self.checkpoint)
+
+    def _write_point_if_due(self) -> None:
+        trainer, cfg = self.trainer, self.trainer.cfg
+        if trainer.step % cfg.eval_every == 0 or trainer.step == cfg.steps:
+            point: Point = {
+                "step": trainer.step,
+                "tokens": trainer.tokens,
+                "loss": trainer.last_loss(),
+                "lr": cfg.lr * trainer.schedule(),
+            }
+            self.metrics.write(point | self.measure() | {"dead_pct_window": trainer.dead_pct_window()})
+
+
+def train(runs: Sequence[TrainingRun], batches: Batches, title: str) -> None:
+    """Train every run to the end of its steps, each from its checkpoint if it has one, on one read of the batches.
+
+    A run gets the weights that it would get alone: only the reading is shared. A point of the death curves is written
+    every `eval_every` steps, at step 0 and after the last step. On a preemption signal every run leaves a checkpoint
+    of its last step.
+    """
+    for run in runs:
+        run.begin()
+    start = min(run.trainer.step for run in runs)
+    end = max(run.trainer.cfg.steps for run in runs)
+    stream = batches(start)
+    with Progress(title, end, "steps") as progress, defer_preemption() as signal:
+        for step in range(start, end):
+            x = next(stream)
+            for run in runs:
+                if run.trainer.step == step < run.trainer.cfg.steps:
+                    run.train_step(x)
+            progress.update(step + 1)
+            if signal.received:
+                for run in runs:
+                    run.save()
+                signal.deliver()
