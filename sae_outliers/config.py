@@ -91,7 +91,7 @@ class SaeConfig:
     """With the options that the yamls of conf/sae/ name, which go to the type's constructor."""
 
     name: str = setting(affects="init", axis=True)  # a registered SAE type
-    _target_: str | None = setting(None, affects="nothing")  # the dotted path of a class of your own
+    _target_: str | None = setting(None, affects="init", within="sae")  # the dotted path of a class of your own
     n_features: int = setting(8192, affects="init", at_least=1)
     # active features per token; for relu, gated and jumprelu only the k of the dead-by-TopK measurement
     k: int = setting(64, affects="init", at_least=1)
@@ -110,7 +110,8 @@ class RevivalConfig:
     """With the options that the yamls of conf/revival/ name, which go to the revival's constructor."""
 
     name: str = setting(affects="training", axis=True)  # a registered revival
-    _target_: str | None = setting(None, affects="nothing")  # the dotted path of a class of your own
+    # the dotted path of a class of your own
+    _target_: str | None = setting(None, affects="training", within="revival")
 
 
 @dataclass

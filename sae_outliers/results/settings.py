@@ -7,6 +7,9 @@ from sae_outliers.config import EFFECTS, Effect, Role, role_of
 from sae_outliers.utils.instantiate import stable_name
 
 
+BY_NAME = ("sae._target_", "revival._target_")  # these types are known by their registered names
+
+
 def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return every setting that determines the results under a resolved config, by its dotted key.
 
@@ -41,6 +44,8 @@ def _flat(node: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
     for key, value in node.items():
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{key}.")
+        elif f"{prefix}{key}" in BY_NAME and str(value).startswith("sae_outliers."):
+            continue  # of version 0.1, which named our own classes in their yamls
         else:
             yield f"{prefix}{key}", stable_name(value) if key == "_target_" and value else value
 
