@@ -73,6 +73,7 @@ class Moments:
 
 
 def moments(chunks: Iterable[Tensor], covariance: bool = False) -> Moments:
+    """Return the moments of tokens that come in chunks [tokens, d_model], of any lengths."""
     result = Moments(covariance)
     for chunk in chunks:
         result.update(chunk)
@@ -80,7 +81,7 @@ def moments(chunks: Iterable[Tensor], covariance: bool = False) -> Moments:
 
 
 def effective_rank(covariance: Tensor) -> float:
-    """exp(entropy(λ / Σλ)) over the eigenvalues λ of a covariance matrix (any positive multiple of it)."""
+    """exp(entropy(λ / Σλ)) over the eigenvalues λ of a covariance matrix [d_model, d_model], or a multiple."""
     eigenvalues = torch.linalg.eigvalsh(covariance.double()).clamp(min=0)
     p = eigenvalues / eigenvalues.sum()
     return torch.special.entr(p).sum().exp().item()
@@ -93,7 +94,7 @@ class OutlierDim:
 
 
 def outlier_dims(m: Moments, n: int = 5) -> list[OutlierDim]:
-    """The `n` dimensions whose mean is largest beside their standard deviation; constant ones are left out."""
+    """Return the `n` of [d_model] dimensions with the largest |μ| / σ, largest first, without constant ones."""
     varying = m.variance > 0
     ratio = torch.where(varying, m.mean.abs() / m.variance.sqrt(), torch.zeros_like(m.mean))
     values, indices = ratio.topk(min(n, int(varying.sum())))
