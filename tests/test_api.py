@@ -12,7 +12,7 @@ import torch
 import sae_outliers
 
 SOURCE = Path(sae_outliers.__file__).read_text()
-WITHOUT_ARRAYS = {"TrainConfig", "read_records"}  # numbers, and a DataFrame with a row per record
+WITHOUT_ARRAYS = {"TrainConfig", "read_records", "load_sae"}  # settings, a DataFrame, an SAE and its centering
 
 
 def in_a_new_process(code: str) -> str:

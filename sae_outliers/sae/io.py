@@ -25,11 +25,11 @@ def folded_encoder(sae: SparseAutoencoder, centering: Affine) -> Tensor:
 
 @torch.no_grad()
 def fold(sae: SparseAutoencoder, centering: Affine) -> SparseAutoencoder:
-    """Return the SAE that does on x [tokens, d_model] what `sae` does on `centering.apply(x)`, mapped back.
+    """The SAE that does on x what `sae` does on `centering.apply(x)`, its output mapped back by `centering.undo`.
 
     With z = (x - s) L and x̂ = ẑ L⁺ + s:  W_enc' = L W_enc,  W_dec' = W_dec L⁺,  b_dec' = b_dec L⁺ + s, and
     b_enc' = b_enc + (b_dec L⁺ L - b_dec) W_enc, whose second term is 0 unless L is singular. Thresholds stay. The
-    products are formed in float64. Decoder rows keep their unit norm only if L is orthogonal.
+    products are formed in float64. Decoder rows keep their unit norm only if L is orthogonal. x is [tokens, d_model].
     """
     result = copy.deepcopy(sae)
     result.W_enc.copy_(folded_encoder(sae, centering))
@@ -50,13 +50,7 @@ def save_sae(path: Path, sae: SparseAutoencoder, centering: Affine, described: d
 
 
 def load_sae(path: Path) -> tuple[SparseAutoencoder, Affine]:
-    """Return the SAE and the centering of a run's `sae.safetensors`.
-
-    `fold(sae, centering)` is one SAE for preprocessed tokens x [tokens, d_model].
-
-    Raises:
-        ValueError: `save_sae` did not write the file.
-    """
+    """The SAE and the centering that `save_sae` wrote. Raises ValueError for a file without our metadata."""
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata() or {}
         tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
