@@ -20,7 +20,6 @@ import yaml
 from hydra import compose, initialize_config_dir
 from hydra.utils import get_method
 
-from sae_outliers import aggregate, export
 from sae_outliers.config import ModelConfig, RunConfig, expand, role_of, roles
 from sae_outliers.paths import SITES
 from sae_outliers.runs.execute import run
@@ -88,10 +87,11 @@ def test_every_command_is_one_that_there_is_and_takes_what_it_is_given(
             for variant in cfg.variants:
                 composed(*arguments, *shlex.split(variant))
         case ["python", "-m", "sae_outliers.aggregate", *arguments]:
+            import_module("sae_outliers.aggregate")  # which registers its schema
             with initialize_config_dir(str(CONF), version_base="1.3"):
-                assert compose("aggregate", arguments).keys() >= {"where", "reference"}
+                assert compose("aggregate", arguments).keys() >= options_of_command("sae_outliers.aggregate")
         case ["python", "-m", "sae_outliers.export", *arguments]:
-            assert export.parse(arguments).format in export.FORMATS
+            assert {argument.partition("=")[0] for argument in arguments} == options_of_command("sae_outliers.export")
         case ["python", "-m", "sae_outliers.status" | "sae_outliers.wandb_sync" as module, *arguments]:
             assert {argument.partition("=")[0] for argument in arguments} <= options_of_command(module)
         case ["python", script, *_] if script != "-m":
@@ -105,10 +105,14 @@ def test_every_command_is_one_that_there_is_and_takes_what_it_is_given(
 
 
 def options_of_command(module: str) -> set[str]:
-    (config,) = (
-        value for name, value in vars(import_module(module)).items() if name.endswith("Config") and is_dataclass(value)
-    )
-    return {field.name for field in fields(config)}
+    """The fields of the one dataclass in which a command's module declares its options."""
+    declared = vars(import_module(module)).values()
+    (options,) = (one for one in declared if is_dataclass(one) and one.__module__ == module and is_options(one))
+    return {field.name for field in fields(options)}
+
+
+def is_options(declared: Any) -> bool:
+    return declared.__name__.endswith("Config") or declared.__name__ == "Request"
 
 
 @pytest.mark.weights
@@ -198,7 +202,7 @@ def test_what_a_run_leaves_is_documented_and_reads_as_the_examples_say(
     assert variables["features"].shape == (1000, 256)
     assert variables["reconstruction"].shape == (1000, 384)
     exports = next(line for _, line in commands() if "sae_outliers.export" in line).replace("<run_id>", folder.name)
-    export.main(shlex.split(exports)[3:])
+    import_module("sae_outliers.export").main(shlex.split(exports)[3:])
     assert Path("minilm_sae/cfg.json").is_file()
 
 
@@ -250,7 +254,7 @@ def yaml_options(group: str) -> set[str]:
 def test_the_options_of_aggregate_are_documented() -> None:
     rows = table_rows(section("results.md", "## Tables and figures"))
     named = {key for row in rows for key in keys_of(row[0])}
-    assert named == {field.name for field in fields(aggregate.AggregateConfig)}
+    assert named == options_of_command("sae_outliers.aggregate")
 
 
 # --- yaml, links, names ---------------------------------------------------------------------------------
