@@ -6,7 +6,6 @@ from typing import Any
 from sae_outliers.config import EFFECTS, Effect, Role, role_of
 from sae_outliers.utils.instantiate import stable_name
 
-
 BY_NAME = ("sae._target_", "revival._target_")  # these types are known by their registered names
 
 

@@ -28,7 +28,7 @@ def fold(sae: SparseAutoencoder, centering: Affine) -> SparseAutoencoder:
 
     With z = (x - s) L and x̂ = ẑ L⁺ + s:  W_enc' = L W_enc,  W_dec' = W_dec L⁺,  b_dec' = b_dec L⁺ + s, and
     b_enc' = b_enc + (b_dec L⁺ L - b_dec) W_enc, whose second term is 0 unless L is singular. Thresholds stay. The
-    products are formed in float64. Decoder rows keep their unit norm only if L is orthogonal.
+    products are formed in float64. Decoder rows keep their unit norm only if L is orthogonal. x is [tokens, d_model].
     """
     result = copy.deepcopy(sae)
     result.W_enc.copy_(folded_encoder(sae, centering))

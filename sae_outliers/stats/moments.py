@@ -81,7 +81,7 @@ def moments(chunks: Iterable[Tensor], covariance: bool = False) -> Moments:
 
 
 def effective_rank(covariance: Tensor) -> float:
-    """Return exp(entropy(λ / Σλ)) over the eigenvalues λ of a covariance matrix (any positive multiple of it)."""
+    """Return exp(entropy(λ / Σλ)) over the eigenvalues λ of a covariance [d_model, d_model] or a multiple."""
     eigenvalues = torch.linalg.eigvalsh(covariance.double()).clamp(min=0)
     p = eigenvalues / eigenvalues.sum()
     return torch.special.entr(p).sum().exp().item()
@@ -94,7 +94,7 @@ class OutlierDim:
 
 
 def outlier_dims(m: Moments, n: int = 5) -> list[OutlierDim]:
-    """Return the `n` dimensions with the largest ratio of mean to standard deviation; constant ones are left out."""
+    """Return the `n` of [d_model] dimensions with the largest |μ| / σ, largest first, without constant ones."""
     varying = m.variance > 0
     ratio = torch.where(varying, m.mean.abs() / m.variance.sqrt(), torch.zeros_like(m.mean))
     values, indices = ratio.topk(min(n, int(varying.sum())))

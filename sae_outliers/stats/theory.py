@@ -24,13 +24,16 @@ def _threshold(n_features: int, k: int) -> float:
 
 
 def dead_by_relu(gamma: ArrayLike, n_eval: int) -> Probability:
-    """Return P(m_j + C < 0) = Φ(-C/γ): the pre-activation is positive on no evaluation token."""
+    """Return P(m_j + C < 0) = Φ(-C/γ): the pre-activation is positive on no evaluation token. γ [...] -> [...]."""
     with np.errstate(divide="ignore"):
         return norm.cdf(-_reach(n_eval) / np.asarray(gamma, dtype=np.float64))
 
 
 def dead_by_topk(gamma: ArrayLike, n_eval: int, n_features: int, k: int) -> Probability:
-    """Return P(m_j + C < t_k γ) = Φ(t_k - C/γ): the paper's form, its top-k threshold that of the means m_j alone."""
+    """Return P(m_j + C < t_k γ) = Φ(t_k - C/γ): the paper's form, its top-k threshold that of the means m_j alone.
+
+    γ [...] -> [...].
+    """
     with np.errstate(divide="ignore"):
         return norm.cdf(_threshold(n_features, k) - _reach(n_eval) / np.asarray(gamma, dtype=np.float64))
 
@@ -38,7 +41,7 @@ def dead_by_topk(gamma: ArrayLike, n_eval: int, n_features: int, k: int) -> Prob
 def dead_by_topk_small_gamma(gamma: ArrayLike, n_eval: int, n_features: int, k: int) -> Probability:
     """Return P(m_j + C < t_k √(1+γ²)): the threshold of m_j + ε_ij, which matters where γ is not large.
 
-    This form is ours; it tends to the paper's as γ grows.
+    This form is ours; it tends to the paper's as γ grows. γ [...] -> [...].
     """
     gamma = np.asarray(gamma, dtype=np.float64)
     threshold = _threshold(n_features, k) * np.sqrt(1 + gamma**2)
