@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
-from sae_outliers.results.record import is_finished
+from sae_outliers.results.layout import is_finished
 
 
 @dataclass(frozen=True)
