@@ -1,18 +1,11 @@
 """Which features are alive, dead by TopK or dead by ReLU on the evaluation tokens, and how they align with the mean."""
 
-from enum import IntEnum
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sae_outliers.results.features import Fate
 from sae_outliers.sae.kernels import largest
-
-
-class Fate(IntEnum):
-    ALIVE = 0
-    NEVER_SELECTED = 1  # positive on some token, but never among the k largest
-    NEVER_POSITIVE = 2  # dead by ReLU; the published dead-by-TopK includes these
 
 
 class FateCounter:
