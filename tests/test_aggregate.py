@@ -1,5 +1,6 @@
 """The command from end to end: records and a made-up reference in, tables and figures out, errors in one sentence."""
 
+import json
 import os
 import re
 import subprocess
@@ -11,7 +12,9 @@ import pandas as pd
 import pytest
 from hydra import compose, initialize_config_dir
 
-from sae_outliers import aggregate
+from sae_outliers.analysis.figures import FIGURES
+from sae_outliers.analysis.inputs import complete, layers_listed_in
+from sae_outliers.analysis.make import remove_stale
 from sae_outliers.analysis.reference import (
     COLUMNS,
     TRAINED_COLUMNS,
@@ -19,7 +22,9 @@ from sae_outliers.analysis.reference import (
     read_reference,
     read_trained_reference,
 )
-from sae_outliers.results.record import Record
+from sae_outliers.analysis.select import check_mixed, select
+from sae_outliers.analysis.tables import TABLES
+from sae_outliers.runs.record import Record
 from tests.test_recovery import make_curve, make_features, store_run
 from tests.test_tables import frame, make_record, many_layers, trained
 
@@ -250,8 +255,8 @@ def test_mixed_records_are_refused(tmp_path: Path) -> None:
 
 def test_where_selects() -> None:
     rows = frame(make_record(), make_record("b", **trained()), make_record("c", 2))
-    assert list(aggregate.select(rows, "train_steps == 0 and model != 'c'")["model"]) == ["a"]
-    assert aggregate.select(rows, None) is rows
+    assert list(select(rows, "train_steps == 0 and model != 'c'")["model"]) == ["a"]
+    assert select(rows, None) is rows
 
 
 @pytest.mark.parametrize(
@@ -259,15 +264,15 @@ def test_where_selects() -> None:
     [
         ("layers == 1", "is not a condition on the records' columns"),
         ("layer ==", "is not a condition on the records' columns"),
-        ("layer + 1", "does not say yes or no"),
-        ("layer", "does not say yes or no"),
+        ("layer + 1", "is not a boolean expression"),
+        ("layer", "is not a boolean expression"),
         ("layer == 7", "holds for none of the 1 records"),
         ("@pd.read_csv('x')", "is not a condition on the records' columns"),
     ],
 )
 def test_a_bad_where_is_named(where: str, message: str) -> None:
     with pytest.raises(ValueError, match="where=") as error:
-        aggregate.select(frame(make_record()), where)
+        select(frame(make_record()), where)
     assert message in str(error.value)
 
 
@@ -278,6 +283,7 @@ def hinted(message: str) -> str:
     return found[1]
 
 
+SETTINGS = {"model.name": "a", "n_eval": 20_000, "seed": 0, "sae_seed": 0}
 OPTIONS = ('{"sparsity": 0.1}', '{"sparsity": 0.2}')
 MIXED: dict[str, list[Record]] = {  # the last record is the one that the hint leaves out
     "text": [make_record(layer=1), make_record(layer=3), make_record(layer=2, preprocessing="raw")],
@@ -290,6 +296,22 @@ MIXED: dict[str, list[Record]] = {  # the last record is the one that the hint l
         *(make_record(), make_record("c", planted_gamma=2.0, k=7)),
         *(*planted(), make_record("b", 2, n_features=512, planted_gamma=4.0, lr=7.0, k=2)),
     ],
+    "an option without a column": [
+        *(make_record(layer=i, settings=SETTINGS | {"data.tokens_per_item": 8}) for i in (1, 3)),
+        make_record(layer=2, settings=SETTINGS),
+    ],
+    "an option that is not set": [
+        *(make_record(layer=i, settings=SETTINGS) for i in (1, 3)),
+        make_record(layer=2, settings=SETTINGS | {"model.loader.context": 32}),
+    ],
+    "a list": [
+        *(make_record(layer=i, settings=SETTINGS | {"data.source.corpora": ["it's", "b"]}) for i in (1, 3)),
+        make_record(layer=2, settings=SETTINGS | {"data.source.corpora": ["docstrings"]}),
+    ],
+    "the speed of b_dec": [
+        *(make_record(layer=i, **trained(b_dec_lr=3.0)) for i in (1, 3)),
+        *(make_record(layer=4, **trained()), make_record(layer=2, **trained(b_dec_lr=2.0))),
+    ],
     "versions": [make_record(schema_version=2), make_record(layer=2)],
 }
 
@@ -297,13 +319,13 @@ MIXED: dict[str, list[Record]] = {  # the last record is the one that the hint l
 @pytest.mark.parametrize("records", MIXED.values(), ids=MIXED.keys())
 def test_what_a_refusal_proposes_works_in_a_shell(tmp_path: Path, records: list[Record]) -> None:
     with pytest.raises(ValueError, match="differ in") as error:
-        aggregate.check_mixed(frame(*records), allow=False)
+        check_mixed(frame(*records), allow=False)
     shown = f"{sys.executable} -c 'import sys; print(sys.argv[1])' {hinted(str(error.value))}"
     typed = subprocess.run(["bash", "-c", shown], capture_output=True, text=True, check=True).stdout.strip()
     config: Any = compose_aggregate(typed)
-    left = aggregate.select(frame(*records), config.where)
+    left = select(frame(*records), config.where)
     assert list(left["run_id"]) == [record.run_id for record in records[:-1]]
-    assert not aggregate.check_mixed(left, allow=False)
+    assert not check_mixed(left, allow=False)
 
 
 def compose_aggregate(override: str) -> Any:
@@ -314,40 +336,74 @@ def compose_aggregate(override: str) -> Any:
 def test_records_of_two_versions_are_refused_even_if_mixed_ones_are_allowed() -> None:
     rows = frame(make_record(), make_record(layer=2, schema_version=2))
     with pytest.raises(ValueError, match="schema_version == 2") as error:
-        aggregate.check_mixed(rows, allow=True)
+        check_mixed(rows, allow=True)
     assert "allow_mixed" not in str(error.value)
     with pytest.raises(ValueError, match="schema_version == 2"):  # natural ones of one version, planted of the other
-        aggregate.check_mixed(frame(make_record(), make_record(schema_version=2, planted_gamma=2.0)), allow=False)
+        check_mixed(frame(make_record(), make_record(schema_version=2, planted_gamma=2.0)), allow=False)
 
 
 def test_settings_may_differ_between_natural_layers_and_planted_ones_and_between_sources() -> None:
     natural, other = make_record(), make_record("c", planted_gamma=2.0, k=9)
-    assert not aggregate.check_mixed(frame(natural, *planted(), other), allow=False)
-    mixed = aggregate.check_mixed(frame(natural, make_record(layer=2, k=3), *planted()), allow=True)
-    assert [mix.column for mix in mixed] == ["k"]
+    assert not check_mixed(frame(natural, *planted(), other), allow=False)
+    mixed = check_mixed(frame(natural, make_record(layer=2, k=3), *planted()), allow=True)
+    assert [mix.setting for mix in mixed] == ["k"]
     with pytest.raises(ValueError, match="The records of c with a planted γ differ in k"):
-        aggregate.check_mixed(frame(natural, other, make_record("c", 2, planted_gamma=2.0)), allow=False)
+        check_mixed(frame(natural, other, make_record("c", 2, planted_gamma=2.0)), allow=False)
 
 
-def test_records_of_another_version_are_named() -> None:
-    rows = frame(make_record(), make_record("new", 2))
-    with pytest.raises(ValueError, match=r"No record has the column\(s\) fvu"):
-        aggregate.check_columns(rows.drop(columns="fvu"))
-    old = rows.assign(revival=[None, "none"], k=[None, 64])  # as they are read beside newer ones
-    assert aggregate.check_columns(old) is old
-    with pytest.raises(ValueError, match=r"No record has the column\(s\) revival, k: they were written by another"):
-        aggregate.check_columns(old[:1])
+def test_a_table_without_its_columns_is_left_out_and_the_others_are_made(tmp_path: Path) -> None:
+    store(tmp_path / "results", *handful())
+    for path in (tmp_path / "results").glob("runs/*/*/*/record.json"):
+        row = json.loads(path.read_text())
+        gone = ("theory_pct_topk", "theory_pct_relu", "theory_pct_topk_small_gamma", "revival", "gamma_raw", "l0")
+        path.write_text(json.dumps({name: value for name, value in row.items() if name not in gone}))
+    done = run(tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "Left out: theory (no record has theory_pct_topk or " in done.stdout
+    left = {path.stem for path in (tmp_path / "results/tables").iterdir()}
+    assert left == {"spearman", "models", "conditions", "coverage", "recovery", "fates", "alignment"}
+    spearman = pd.read_csv(tmp_path / "results/tables/spearman.csv").set_index(["domain", "severity", "death"])
+    assert pd.isna(spearman.loc[("all", "γ raw", "TopK"), "ρ"])
+    assert spearman.loc[("all", "γ post-LN", "TopK"), "ρ"] == pytest.approx((17 / 17.5) ** 0.5)
+
+
+def test_a_record_of_no_layer_is_named() -> None:
+    with pytest.raises(ValueError, match="records without the column layer"):
+        complete(frame(make_record(), make_record()).assign(layer=[1, None]), ())
+
+
+def test_nothing_that_was_ever_written_stays(tmp_path: Path) -> None:
+    names = [f"{prefix}{name}" for prefix in ("", "reference_") for name in (*TABLES, *FIGURES)]
+    for name in names:
+        for path in (tmp_path / f"tables/{name}.csv", tmp_path / f"figures/{name}.pdf"):
+            path.parent.mkdir(exist_ok=True)
+            path.touch()
+    (tmp_path / "tables/mine.csv").touch()
+    remove_stale(tmp_path)
+    left = {path.name for path in tmp_path.glob("*/*")}
+    assert left == {"mine.csv"} | {f"{n}.pdf" for n in names if n.removeprefix("reference_") not in FIGURES} | {
+        f"{n}.csv" for n in names if n.removeprefix("reference_") not in TABLES
+    }
+
+
+def test_aggregation_loads_no_torch() -> None:
+    code = (
+        "import sys, sae_outliers.aggregate; from sae_outliers.analysis.make import measured_columns; "
+        "measured_columns(); assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
 
 
 def test_expected_layers_come_from_model_configs(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("# @package _global_\nmodel:\n  name: a\n  last_layer: 3\n")
     (tmp_path / "af.yaml").write_text("name: af\nfirst_layer: 0\nlast_layer: 0\nloader: {x: '${y}'}\n")
-    assert aggregate.layers_listed_in(tmp_path) == {"a": range(1, 4), "af": range(0, 1)}
+    assert layers_listed_in(tmp_path) == {"a": range(1, 4), "af": range(0, 1)}
     (tmp_path / "wrong.yaml").write_text("domain: vision\n")
-    with pytest.raises(ValueError, match=r"wrong\.yaml is no model config"):
-        aggregate.layers_listed_in(tmp_path)
+    with pytest.raises(ValueError, match=r"wrong\.yaml is not a model config"):
+        layers_listed_in(tmp_path)
     with pytest.raises(ValueError, match="holds no model configs"):
-        aggregate.layers_listed_in(tmp_path / "nowhere")
+        layers_listed_in(tmp_path / "nowhere")
 
 
 def test_a_reference_names_its_faults(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """What tables and figures are made of: the records, those of trained SAEs with their curves, and what is expected."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -27,7 +27,7 @@ class Inputs:
 
     natural: pd.DataFrame = field(default_factory=pd.DataFrame)
     trained: Trained = field(default_factory=lambda: Trained(pd.DataFrame(), pd.DataFrame()))
-    expected: Mapping[str, range] = field(default_factory=dict)
+    expected: dict[str, range] = field(default_factory=dict)
 
     def rows(self, source: Source) -> pd.DataFrame:
         return self.natural if source == "natural" else self.trained.runs

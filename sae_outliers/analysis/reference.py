@@ -1,13 +1,14 @@
 """The authors' published tables (the user's own copies), in the columns of ours, and both shown together."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from sae_outliers.analysis.conditions import CONDITIONS
-from sae_outliers.analysis.inputs import Inputs
+from sae_outliers.analysis.inputs import Inputs, Product
 from sae_outliers.analysis.tables import TABLES, recovery
 from sae_outliers.analysis.write import Table
 from sae_outliers.results.record import SCHEMA_VERSION
@@ -127,19 +128,24 @@ def reference_tables(
 ) -> Iterator[Table]:
     """Make every table that the authors published too, published next to ours."""
     if published is not None:
-        theirs = Inputs(published)
-        ours = Inputs(in_published_domains(inputs.natural, published), expected=inputs.expected)
-        for name in sorted(TABLES):
-            one = TABLES[name]
+        for name, one in sorted(TABLES.items()):
             if one.keys:
-                own = one.make(ours) if len(inputs.natural) else None
-                yield Table(f"reference_{name}", merge_published(one.make(theirs), own, one.keys), one.note)
+                theirs, own = one.make(Inputs(published)), _in_their_domains(one, inputs, published)
+                yield Table(f"reference_{name}", merge_published(theirs, own, one.keys), one.note)
     if published_trained is not None:
         own = recovery.recovery(inputs) if len(inputs.trained.runs) else pd.DataFrame()
         if len(own):
             own = in_published_domains(own, published_trained).reindex(columns=published_trained.columns)
         frame = merge_published(published_trained, own, ["domain", "model", "layer"])
         yield Table("reference_recovery", frame, recovery.NOTE)
+
+
+def _in_their_domains(one: Product, inputs: Inputs, published: pd.DataFrame) -> pd.DataFrame | None:
+    """Make our table with the published domains; None where our records have nothing for it."""
+    if inputs.natural.empty or one.is_blank(inputs):
+        return None
+    own: pd.DataFrame = one.make(replace(inputs, natural=in_published_domains(inputs.natural, published)))
+    return own
 
 
 def merge_published(published: pd.DataFrame, own: pd.DataFrame | None, keys: Sequence[str]) -> pd.DataFrame:

@@ -116,7 +116,7 @@ def _mapping(settings: Any) -> Mapping[str, Any] | None:
     return settings if isinstance(settings, Mapping) else None
 
 
-def _settings_in_columns(row: Mapping[str, Any]) -> dict[str, Any]:
+def _settings_in_columns(row: Mapping[Any, Any]) -> dict[str, Any]:
     """Return what the columns of a record tell of its settings, for one whose config is lost."""
     found = {key: row.get(column) for key, column in COLUMNS.items()}
     found["train.n_tokens"] = row.get("n_train")
@@ -157,11 +157,14 @@ def _place(key: str) -> tuple[int, str]:
 
 
 def _is_known(key: str, records: pd.DataFrame, options: pd.DataFrame) -> pd.Series:
-    """Tell for each record whether an absent value means that the option is not set."""
-    derivable = key in COLUMNS or key == "train.n_tokens" or role(key).within in ("sae", "revival")
-    if key == FILES or "settings" not in records:
-        return options[key].notna() | (derivable and key != FILES)
-    return options[key].notna() | derivable | records["settings"].map(_mapping).notna()
+    """Tell for each record whether an absent value means that the option is not set.
+
+    Columns hold all options of a type, and settings, where there are any, hold everything but the files.
+    """
+    known = options[key].notna()
+    if key != FILES and "settings" in records:
+        known |= records["settings"].map(_mapping).notna()
+    return known | (role(key).within in ("sae", "revival"))
 
 
 # --- which records may stand together -------------------------------------------------------------------
@@ -175,13 +178,13 @@ def mixed_settings(records: pd.DataFrame) -> list[Mix]:
     options = settings_table(records)
     trained = records["train_steps"] > 0
     found = [Mix("schema_version", _count(records["schema_version"]))]
-    for key in options:
+    for key in map(str, options):
         known, of = _is_known(key, records, options), role(key)
         if of.affects == "nothing" or of.axis:
             continue
         rows = known & trained if of.affects == "training" else known
         for scope, chosen in _scopes(of.within, records[rows]):
-            found.append(Mix(COLUMNS.get(key, key), _count(options.loc[chosen, key]), scope))
+            found.append(Mix(COLUMNS.get(key, key), _count(options[key].loc[chosen]), scope))
     return [mix for mix in found if len(mix.counts) > 1]
 
 
@@ -290,7 +293,7 @@ def measured_once(records: pd.DataFrame, by_sae: bool = False) -> pd.DataFrame:
         return records
     options = settings_table(records)
     key = records[["model", "layer", "centering", "schema_version", "planted_gamma", *(["sae"] if by_sae else [])]]
-    for name in options:
+    for name in map(str, options):
         of = role(name)
         of_type = name == "sae.name" or of.within == "sae"
         if of.affects in AT_INIT and (by_sae or not of_type):
