@@ -2,11 +2,13 @@
 
     python -m sae_outliers.aggregate results_dir=results
     python -m sae_outliers.aggregate 'where="train_steps == 0 and n_eval == 20000"'
+    python -m sae_outliers.aggregate 'where="`data.tokens_per_item` == 8"'
     python -m sae_outliers.aggregate reference=init_stats.csv expected=conf/model
 
-`where` is a condition on the columns of the records, and in backticks on any option, in pandas' query language.
-`reference` is a copy of the authors' published table of 454 model-layers: the same figures are computed from it and
-shown next to ours. `reference_trained` is a copy of their table of trained SAEs, likewise.
+`where` is a condition on the columns of the records, in pandas' query language; any option that determines a result
+may be named too, in backticks. `reference` is a copy of the authors' published table of 454 model-layers: the same
+figures are computed from it and shown next to ours. `reference_trained` is a copy of their table of trained SAEs,
+shown next to our recovery table.
 
 Records of a planted γ are no natural layers: they enter the tables and figures of recovery alone.
 """
@@ -15,19 +17,19 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import hydra
 import pandas as pd
 from hydra.core.config_store import ConfigStore
 from matplotlib.figure import Figure
-from omegaconf import DictConfig, OmegaConf
 
-from sae_outliers.analysis import figures, recovery, recovery_figures, tables
-from sae_outliers.analysis.recovery import Trained
-from sae_outliers.analysis.reference import in_published_domains, read_reference, read_trained_reference
-from sae_outliers.analysis.select import Mix, check_mixed, describe_mix, measured_once, select
-from sae_outliers.analysis.tables import Table
+from sae_outliers.analysis.inputs import Inputs, complete, layers_listed_in
+from sae_outliers.analysis.make import left_out, make_figures, make_tables, measured_columns, remove_stale
+from sae_outliers.analysis.reference import PUBLISHED_NOTE, read_reference, read_trained_reference, reference_tables
+from sae_outliers.analysis.select import Mix, check_mixed, mixed_note, select
+from sae_outliers.analysis.summary import summary
+from sae_outliers.analysis.trained import read_trained
+from sae_outliers.analysis.write import Table, write_figure, write_table
 from sae_outliers.paths import CONF
 from sae_outliers.results.record import read_records
 
@@ -42,257 +44,65 @@ class AggregateConfig:
     reference_trained: str | None = None  # CSV file with the columns of their table of trained SAEs
 
 
-class Inputs(NamedTuple):
-    own: pd.DataFrame | None  # natural layers; None where there are none
-    trained: Trained | None  # natural and planted; None where there are none
-    published: pd.DataFrame | None
-    published_trained: pd.DataFrame | None
-    expected: dict[str, range]
-    mixed: Sequence[Mix]  # settings in which the records differ, and which the user allowed
-
-
 ConfigStore.instance().store(name="aggregate_schema", node=AggregateConfig)
 
 
 @hydra.main(version_base=None, config_path=str(CONF), config_name="aggregate")
 def main(config: AggregateConfig) -> None:
+    results_dir = Path(config.results_dir)
     try:
-        inputs = read_inputs(config)
+        published = read_reference(Path(config.reference)) if config.reference else None
+        trained = read_trained_reference(Path(config.reference_trained)) if config.reference_trained else None
+        inputs, mixed = read_inputs(config)
+        tables = list(all_tables(inputs, mixed, published, trained))
+        if not tables:
+            raise ValueError(f"There is nothing to aggregate. Left out: {'; '.join(left_out(inputs))}")
     except ValueError as error:
         sys.exit(str(error))
-    made = list(all_tables(inputs))
-    drawn = dict(all_figures(inputs))
-    results_dir = Path(config.results_dir)
-    forget_former(results_dir)
-    for table in made:
-        tables.write_table(table, results_dir / "tables")
-    for name, figure in drawn.items():
-        figures.write_figure(figure, name, results_dir / "figures")
-    print(summary(made, list(drawn), inputs, results_dir))
+    figures = dict(all_figures(inputs, published))
+    remove_stale(results_dir)
+    for table in tables:
+        write_table(table, results_dir / "tables")
+    for name, figure in figures.items():
+        write_figure(figure, name, results_dir / "figures")
+    print(summary(tables, list(figures), mixed, left_out(inputs), results_dir))
 
 
-def forget_former(results_dir: Path) -> None:
-    """Delete what a former call wrote: of other records, it must not stand beside what this one writes."""
-    kinds = {"tables": ((*NOTES, *recovery.NOTES), ("csv", "md", "tex")), "figures": (FIGURES, ("png", "pdf"))}
-    for folder, (names, endings) in kinds.items():
-        for name in (*names, *(f"reference_{name}" for name in names)):
-            for ending in endings:
-                (results_dir / folder / f"{name}.{ending}").unlink(missing_ok=True)
-
-
-# --- reading and checking -------------------------------------------------------------------------------
-
-
-def read_inputs(config: AggregateConfig) -> Inputs:
-    """Records, reference and expected layers.
+def read_inputs(config: AggregateConfig) -> tuple[Inputs, list[Mix]]:
+    """Read what tables are made of, and the settings that are mixed in it.
 
     Raises:
         ValueError: there is nothing to aggregate, or something that must not be; the message is one sentence.
     """
-    published = read_reference(Path(config.reference)) if config.reference else None
-    published_trained = read_trained_reference(Path(config.reference_trained)) if config.reference_trained else None
     expected = layers_listed_in(Path(config.expected)) if config.expected else {}
     records = read_records(Path(config.results_dir))
     if records.empty:
-        if published is None and published_trained is None:
+        if not (config.reference or config.reference_trained):
             raise ValueError(f"There are no records below {config.results_dir}/runs: run something first")
-        return Inputs(None, None, published, published_trained, expected, [])
-    records = select(records, config.where)
+        return Inputs(expected=expected), []
+    records = select(complete(records, measured_columns()), config.where)
     mixed = check_mixed(records, config.allow_mixed)
-    natural, trained = records[records["planted_gamma"].isna()], recovery.read_trained(records)
-    own = None if natural.empty else natural.reset_index(drop=True)
-    return Inputs(own, None if trained.runs.empty else trained, published, published_trained, expected, mixed)
+    natural = records[records["planted_gamma"].isna()].reset_index(drop=True)
+    return Inputs(natural, read_trained(records), expected), mixed
 
 
-def layers_listed_in(folder: Path) -> dict[str, range]:
-    """The layers that the model configs in `folder` offer, by model.
-
-    Raises:
-        ValueError: the folder holds no model config, or one lacks its name or last layer (named).
-    """
-    listed = {}
-    for path in sorted(folder.glob("*.yaml")):
-        config = OmegaConf.load(path)
-        model = config.get("model", config) if isinstance(config, DictConfig) else {}
-        if "name" not in model or "last_layer" not in model:
-            raise ValueError(f"{path} is no model config: it states no name and last_layer")
-        listed[str(model["name"])] = range(model.get("first_layer", 1), model["last_layer"] + 1)
-    if not listed:
-        raise ValueError(f"expected={folder} holds no model configs (*.yaml)")
-    return listed
+def all_tables(
+    inputs: Inputs,
+    mixed: Sequence[Mix] = (),
+    published: pd.DataFrame | None = None,
+    published_trained: pd.DataFrame | None = None,
+) -> Iterator[Table]:
+    """Make the tables of the records, then those that the authors published next to ours."""
+    for table in make_tables(inputs):
+        yield table._replace(note=table.note + mixed_note(mixed))
+    for table in reference_tables(inputs, published, published_trained):
+        yield table._replace(note=table.note + PUBLISHED_NOTE + mixed_note(mixed))
 
 
-# --- tables and figures ---------------------------------------------------------------------------------
-
-NOTES = {
-    "spearman": (
-        "Spearman's ρ of outlier severity with the percentage of features dead at initialisation, "
-        "centering=off. Layers of one model are not independent, so there are two bootstrap 95 % intervals "
-        f"(percentile, {tables.RESAMPLES} resamples): one resamples layers and is too narrow for a statement "
-        "about other models, one resamples whole models and is rough where these are few. Blank: ρ below "
-        f"{tables.FEWEST_LAYERS} layers or where one side is constant; the interval over models below "
-        f"{tables.FEWEST_MODELS} models, which give too few different resamples; an interval on whose ends all "
-        "resamples agree, as they do where the order is perfect."
-    ),
-    "models": (
-        "Per model: layers measured of those expected, post-LN γ over the layers, and the percentage of "
-        "features dead at initialisation in the median and the worst layer, with centering off and on. "
-        "Dead by TopK includes dead by ReLU."
-    ),
-    "conditions": (
-        "Medians over layers (for `all`: over the layers of all models, so models with more layers weigh "
-        "more) of the percentage of dead features. `init` takes all records, whatever the revival, which "
-        "changes nothing before training; `trained init`, `end`, FVU and L0 take trained records only, so "
-        "compare `end` with `trained init`. `inactive`: the SAE itself, whatever its type, has them active on "
-        "no evaluation token. `not fired`: in the last dead_window training tokens."
-    ),
-    "theory": (
-        "Closed form minus measured percentage of features dead at initialisation, centering=off: mean "
-        "absolute error (MAE) and mean error (bias), in percentage points. TopK and ReLU are the paper's "
-        "forms; the small-γ threshold is ours."
-    ),
-    "coverage": (
-        "Layers measured of those expected, by condition. Expected are the layers up to last_layer of "
-        "each model seen, and those of the models that `expected` lists. `trained` counts layers trained "
-        "with any revival or without; with one of them, the column that names it."
-    ),
-}
-FIGURES = ("gamma_vs_death", "gamma_by_depth", "death_curves", *recovery_figures.NAMES)
-BESIDE = (
-    " `published`: the same figures from the reference table, whose domains are used for both sides "
-    "(gLM2 under language, protein and genomic as biology). The two sides need not hold the same "
-    "layers: see their counts."
-)
-KEYS = {
-    "spearman": ["domain", "severity", "death"],
-    "models": ["domain", "model"],
-    "theory": ["domain", "formula"],
-}
-
-
-def all_tables(inputs: Inputs) -> Iterator[Table]:
-    """The tables of the records, then those of the references beside them."""
-    own, published, mixed = inputs.own, inputs.published, mixed_note(inputs.mixed)
-    if own is not None:
-        frames = table_frames(own, inputs.expected) | {
-            "conditions": tables.conditions(own),
-            "coverage": tables.coverage(own, inputs.expected),
-        }
-        yield from (Table(name, frame, NOTES[name] + mixed) for name, frame in frames.items() if len(frame))
-    if inputs.trained is not None:
-        yield from (table._replace(note=table.note + mixed) for table in recovery.tables(inputs.trained.runs))
+def all_figures(inputs: Inputs, published: pd.DataFrame | None = None) -> Iterator[tuple[str, Figure]]:
+    yield from make_figures(inputs)
     if published is not None:
-        theirs = table_frames(published)
-        ours = table_frames(in_published_domains(own, published), inputs.expected) if own is not None else {}
-        for name, keys in KEYS.items():
-            frame = tables.beside(theirs[name], ours.get(name), keys)
-            yield Table(f"reference_{name}", frame, NOTES[name] + BESIDE + mixed)
-    if inputs.published_trained is not None:
-        frame = recovery_beside(inputs.published_trained, inputs.trained)
-        yield Table("reference_recovery", frame, recovery.NOTES["recovery"] + BESIDE + mixed)
-
-
-def recovery_beside(published: pd.DataFrame, trained: Trained | None) -> pd.DataFrame:
-    """The own recovery table beside the published one, in the columns of the latter."""
-    own = pd.DataFrame() if trained is None else recovery.recovery(trained.runs)
-    if len(own):
-        own = in_published_domains(own, published).reindex(columns=published.columns)
-    return tables.beside(published, own, ["domain", "model", "layer"])
-
-
-def table_frames(records: pd.DataFrame, expected: dict[str, range] | None = None) -> dict[str, pd.DataFrame]:
-    return {
-        "spearman": tables.spearman(records),
-        "models": tables.models(records, expected),
-        "theory": tables.theory(records),
-    }
-
-
-def mixed_note(mixed: Sequence[Mix]) -> str:
-    """What allow_mixed let in, for the note beside each table."""
-    if not mixed:
-        return ""
-    return (
-        f" Mixed, since allow_mixed=true: {describe_mix(mixed)}. Each setting and seed of a layer is "
-        "a row of its own in means, medians and ρ; counts of layers and resampling take them as one."
-    )
-
-
-def all_figures(inputs: Inputs) -> Iterator[tuple[str, Figure]]:
-    for prefix, records in {"": inputs.own, "reference_": inputs.published}.items():
-        if records is None:
-            continue
-        off = measured_once(records[records["centering"] == "off"])
-        if len(off):
-            yield f"{prefix}gamma_vs_death", figures.gamma_vs_death(off)
-        yield (
-            f"{prefix}gamma_by_depth",
-            figures.gamma_by_depth(records.drop_duplicates(["model", "layer", "seed"])),
-        )
-    if inputs.trained is not None:
-        curves = inputs.trained.curves
-        natural = curves[curves["planted_gamma"].isna()] if len(curves) else curves
-        if len(natural):
-            yield "death_curves", figures.death_curves(natural)
-        yield from recovery_figures.all_figures(inputs.trained)
-
-
-# --- the console ----------------------------------------------------------------------------------------
-
-
-def summary(made: list[Table], drawn: list[str], inputs: Inputs, results_dir: Path) -> str:
-    frames = {table.name: table.frame for table in made}
-    parts = []
-    if inputs.own is not None:
-        parts.append(coverage_lines(frames["coverage"]))
-    if inputs.published is not None:
-        parts.append(spearman_lines("Spearman's ρ, published and own", frames["reference_spearman"]))
-    elif inputs.own is not None:
-        parts.append(spearman_lines("Spearman's ρ", frames.get("spearman", pd.DataFrame())))
-    if "recovery" in frames:
-        parts.append(recovery_lines(frames["recovery"]))
-    if inputs.mixed:
-        parts.append(f"Mixed, since allow_mixed=true: {describe_mix(inputs.mixed)}")
-    names = ", ".join(frames)
-    parts.append(f"{results_dir}/tables: {names} (.csv, .md, .tex)")
-    if drawn:
-        parts.append(f"{results_dir}/figures: {', '.join(drawn)} (.png, .pdf)")
-    return "\n\n".join(parts)
-
-
-def coverage_lines(frame: pd.DataFrame) -> str:
-    lines = ["Layers measured, by condition (SAE, centering):"]
-    for row in frame.to_dict("records"):
-        missing = f"; missing: {row['missing']}" if row["missing"] else ""
-        counts = f"{row['layers']}/{row['expected']}, {row['trained']} of them trained"
-        revivals = {
-            str(name).removeprefix("trained "): n for name, n in row.items() if str(name).startswith("trained ")
-        }
-        counts += "".join(f", {n} with {name}" for name, n in revivals.items() if n)
-        lines.append(f"  {row['sae']}, {row['centering']}: {counts}{missing}")
-    return "\n".join(lines)
-
-
-def recovery_lines(frame: pd.DataFrame) -> str:
-    """A line per model; where several of its layers were trained, their medians."""
-    lines = ["Dead by TopK, % of features, at initialisation -> after training:"]
-    for row in recovery.by_model(frame).to_dict("records"):
-        ends = [
-            f"{name} {row[f'{name} init']:.1f} -> {row[f'{name} end']:.1f}"
-            for name in recovery.CONDITIONS.values()
-            if not pd.isna(row.get(f"{name} init"))
-        ]
-        lines.append(f"  {row['model']} ({row['layers']}, γ {row['γ']:.2f}): {'; '.join(ends)}")
-    return "\n".join(lines)
-
-
-def spearman_lines(title: str, frame: pd.DataFrame) -> str:
-    """Post-LN γ in each domain, and the other severities overall; the file has the rest."""
-    if frame.empty:
-        return f"{title}: none, for no record has centering=off"
-    shown = frame[(frame["severity"] == tables.SEVERITIES["gamma"]) | (frame["domain"] == "all")]
-    text = tables.format_for_display(shown).to_markdown(index=False, tablefmt="simple", disable_numparse=True)
-    return f"{title}\n{text}"
+        yield from ((f"reference_{name}", figure) for name, figure in make_figures(Inputs(published)))
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ import pandas as pd
 import yaml
 
 from sae_outliers.results.layout import run_dir
+from sae_outliers.results.record import SCHEMA_VERSION
 from sae_outliers.runs.record import Record
 from sae_outliers.stats import theory
 from sae_outliers.utils.files import write_json
@@ -89,7 +90,7 @@ def _record(
         fvu=float(random.uniform(0.05, 0.4)), l0=64.0, b_dec_distance=float(random.uniform(0.5, 1)), b_dec_cos=0.3,
         select_pct_changed=None, select_pct_tokens_changed=None, select_fvu_change=None, git_commit="0" * 40,
         device="cpu (2 threads)", versions={"python": "3.11.7", "torch": "2.13.0", "numpy": "2.4.6"}, seconds=60.0,
-        side_by_side=1, peak_memory_mb=900.0,
+        side_by_side=1, peak_memory_mb=900.0, schema_version=SCHEMA_VERSION,
     )  # fmt: skip
 
 
@@ -111,7 +112,7 @@ def _deaths(curve: pd.DataFrame, record: Record) -> dict[str, np.ndarray]:
 
 
 def _features(random: np.random.Generator) -> pd.DataFrame:
-    """As `job.feature_columns` makes them: dead features point away from μ."""
+    """As `runs.measure` makes them: dead features point away from μ."""
     n = SIZES["n_features"]
     alignment = random.normal(0, 0.3, n).clip(-1, 1)
     before = np.where(alignment < -0.5, 2, np.where(alignment + random.normal(0, 0.1, n) < -0.2, 1, 0))

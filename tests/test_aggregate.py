@@ -1,5 +1,6 @@
 """The command from end to end: records and a made-up reference in, tables and figures out, errors in one sentence."""
 
+import json
 import os
 import re
 import subprocess
@@ -11,7 +12,9 @@ import pandas as pd
 import pytest
 from hydra import compose, initialize_config_dir
 
-from sae_outliers import aggregate
+from sae_outliers.analysis.figures import FIGURES
+from sae_outliers.analysis.inputs import complete, layers_listed_in
+from sae_outliers.analysis.make import remove_stale
 from sae_outliers.analysis.reference import (
     COLUMNS,
     TRAINED_COLUMNS,
@@ -20,6 +23,7 @@ from sae_outliers.analysis.reference import (
     read_trained_reference,
 )
 from sae_outliers.analysis.select import check_mixed, select
+from sae_outliers.analysis.tables import TABLES
 from sae_outliers.runs.record import Record
 from tests.test_recovery import make_curve, make_features, store_run
 from tests.test_tables import frame, make_record, many_layers, trained
@@ -279,6 +283,7 @@ def hinted(message: str) -> str:
     return found[1]
 
 
+SETTINGS = {"model.name": "a", "n_eval": 20_000, "seed": 0, "sae_seed": 0}
 OPTIONS = ('{"sparsity": 0.1}', '{"sparsity": 0.2}')
 MIXED: dict[str, list[Record]] = {  # the last record is the one that the hint leaves out
     "text": [make_record(layer=1), make_record(layer=3), make_record(layer=2, preprocessing="raw")],
@@ -290,6 +295,22 @@ MIXED: dict[str, list[Record]] = {  # the last record is the one that the hint l
     "planted beside others": [
         *(make_record(), make_record("c", planted_gamma=2.0, k=7)),
         *(*planted(), make_record("b", 2, n_features=512, planted_gamma=4.0, lr=7.0, k=2)),
+    ],
+    "an option without a column": [
+        *(make_record(layer=i, settings=SETTINGS | {"data.tokens_per_item": 8}) for i in (1, 3)),
+        make_record(layer=2, settings=SETTINGS),
+    ],
+    "an option that is not set": [
+        *(make_record(layer=i, settings=SETTINGS) for i in (1, 3)),
+        make_record(layer=2, settings=SETTINGS | {"model.loader.context": 32}),
+    ],
+    "a list": [
+        *(make_record(layer=i, settings=SETTINGS | {"data.source.corpora": ["it's", "b"]}) for i in (1, 3)),
+        make_record(layer=2, settings=SETTINGS | {"data.source.corpora": ["docstrings"]}),
+    ],
+    "the speed of b_dec": [
+        *(make_record(layer=i, **trained(b_dec_lr=3.0)) for i in (1, 3)),
+        *(make_record(layer=4, **trained()), make_record(layer=2, **trained(b_dec_lr=2.0))),
     ],
     "versions": [make_record(schema_version=2), make_record(layer=2)],
 }
@@ -325,20 +346,64 @@ def test_settings_may_differ_between_natural_layers_and_planted_ones_and_between
     natural, other = make_record(), make_record("c", planted_gamma=2.0, k=9)
     assert not check_mixed(frame(natural, *planted(), other), allow=False)
     mixed = check_mixed(frame(natural, make_record(layer=2, k=3), *planted()), allow=True)
-    assert [mix.column for mix in mixed] == ["k"]
+    assert [mix.setting for mix in mixed] == ["k"]
     with pytest.raises(ValueError, match="The records of c with a planted γ differ in k"):
         check_mixed(frame(natural, other, make_record("c", 2, planted_gamma=2.0)), allow=False)
+
+
+def test_a_table_without_its_columns_is_left_out_and_the_others_are_made(tmp_path: Path) -> None:
+    store(tmp_path / "results", *handful())
+    for path in (tmp_path / "results").glob("runs/*/*/*/record.json"):
+        row = json.loads(path.read_text())
+        gone = ("theory_pct_topk", "theory_pct_relu", "theory_pct_topk_small_gamma", "revival", "gamma_raw", "l0")
+        path.write_text(json.dumps({name: value for name, value in row.items() if name not in gone}))
+    done = run(tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "Left out: theory (no record has theory_pct_topk or " in done.stdout
+    left = {path.stem for path in (tmp_path / "results/tables").iterdir()}
+    assert left == {"spearman", "models", "conditions", "coverage", "recovery", "fates", "alignment"}
+    spearman = pd.read_csv(tmp_path / "results/tables/spearman.csv").set_index(["domain", "severity", "death"])
+    assert pd.isna(spearman.loc[("all", "γ raw", "TopK"), "ρ"])
+    assert spearman.loc[("all", "γ post-LN", "TopK"), "ρ"] == pytest.approx((17 / 17.5) ** 0.5)
+
+
+def test_a_record_of_no_layer_is_named() -> None:
+    with pytest.raises(ValueError, match="records without the column layer"):
+        complete(frame(make_record(), make_record()).assign(layer=[1, None]), ())
+
+
+def test_nothing_that_was_ever_written_stays(tmp_path: Path) -> None:
+    names = [f"{prefix}{name}" for prefix in ("", "reference_") for name in (*TABLES, *FIGURES)]
+    for name in names:
+        for path in (tmp_path / f"tables/{name}.csv", tmp_path / f"figures/{name}.pdf"):
+            path.parent.mkdir(exist_ok=True)
+            path.touch()
+    (tmp_path / "tables/mine.csv").touch()
+    remove_stale(tmp_path)
+    left = {path.name for path in tmp_path.glob("*/*")}
+    assert left == {"mine.csv"} | {f"{n}.pdf" for n in names if n.removeprefix("reference_") not in FIGURES} | {
+        f"{n}.csv" for n in names if n.removeprefix("reference_") not in TABLES
+    }
+
+
+def test_aggregation_loads_no_torch() -> None:
+    code = (
+        "import sys, sae_outliers.aggregate; from sae_outliers.analysis.make import measured_columns; "
+        "measured_columns(); assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
 
 
 def test_expected_layers_come_from_model_configs(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("# @package _global_\nmodel:\n  name: a\n  last_layer: 3\n")
     (tmp_path / "af.yaml").write_text("name: af\nfirst_layer: 0\nlast_layer: 0\nloader: {x: '${y}'}\n")
-    assert aggregate.layers_listed_in(tmp_path) == {"a": range(1, 4), "af": range(0, 1)}
+    assert layers_listed_in(tmp_path) == {"a": range(1, 4), "af": range(0, 1)}
     (tmp_path / "wrong.yaml").write_text("domain: vision\n")
-    with pytest.raises(ValueError, match=r"wrong\.yaml is no model config"):
-        aggregate.layers_listed_in(tmp_path)
+    with pytest.raises(ValueError, match=r"wrong\.yaml is not a model config"):
+        layers_listed_in(tmp_path)
     with pytest.raises(ValueError, match="holds no model configs"):
-        aggregate.layers_listed_in(tmp_path / "nowhere")
+        layers_listed_in(tmp_path / "nowhere")
 
 
 def test_a_reference_names_its_faults(tmp_path: Path) -> None:

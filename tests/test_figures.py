@@ -7,7 +7,9 @@ import pandas as pd
 import pytest
 from scipy.stats import norm
 
-from sae_outliers.analysis import figures
+from sae_outliers.analysis.figures import death_curves, gamma_by_depth, gamma_vs_death
+from sae_outliers.analysis.figures.gamma_by_depth import spread
+from sae_outliers.analysis.write import write_figure
 from tests.test_tables import frame, make_record, many_layers
 
 pytestmark = pytest.mark.filterwarnings("error")  # a layout that fails only warns
@@ -43,7 +45,7 @@ def curves(models: int = 1, layers: int = 1, centerings: tuple[str, ...] = ("off
 
 def test_gamma_vs_death_shows_every_layer_and_the_closed_form() -> None:
     rows = many_layers()
-    figure = figures.gamma_vs_death(rows)
+    figure = gamma_vs_death.draw(rows)
     for axes, name in zip(figure.axes, ("topk", "relu"), strict=True):
         points = np.concatenate([np.asarray(group.get_offsets()) for group in axes.collections])
         expected = rows[["gamma", f"dead_pct_init_{name}"]].to_numpy()
@@ -53,19 +55,19 @@ def test_gamma_vs_death_shows_every_layer_and_the_closed_form() -> None:
 
 
 def test_one_theory_curve_for_each_set_of_sizes() -> None:
-    figure = figures.gamma_vs_death(frame(make_record(gamma=1.0), make_record(gamma=1.5, n_eval=100)))
+    figure = gamma_vs_death.draw(frame(make_record(gamma=1.0), make_record(gamma=1.5, n_eval=100)))
     assert [len(axes.lines) for axes in figure.axes] == [4, 2]
 
 
 @pytest.mark.parametrize(("largest", "scale"), [(2.0, "linear"), (40.0, "log")])
 def test_a_wide_range_of_gamma_is_logarithmic(largest: float, scale: str) -> None:
-    figure = figures.gamma_vs_death(frame(make_record(gamma=1.0), make_record(gamma=largest)))
+    figure = gamma_vs_death.draw(frame(make_record(gamma=1.0), make_record(gamma=largest)))
     assert {axes.get_xscale() for axes in figure.axes} == {scale}
 
 
 def test_gamma_by_depth_names_every_model() -> None:
     rows = pd.concat([many_layers(5), frame(make_record("single", 0, last_layer=0, domain="vision"))])
-    figure = figures.gamma_by_depth(rows)
+    figure = gamma_by_depth.draw(rows)
     panels = [axes for axes in figure.axes if axes.axison]
     assert [axes.get_title(loc="left") for axes in panels] == ["language", "protein", "vision"]
     assert {text.get_text() for axes in panels for text in axes.texts} == set(rows["model"])
@@ -73,13 +75,13 @@ def test_gamma_by_depth_names_every_model() -> None:
 
 
 def test_spread_keeps_the_gap_and_moves_no_more_than_it_must() -> None:
-    np.testing.assert_allclose(figures._spread(np.array([0.1, 0.5, 0.9]), 0.1), [0.1, 0.5, 0.9])
-    np.testing.assert_allclose(figures._spread(np.array([0.5, 0.5]), 0.1), [0.45, 0.55])
+    np.testing.assert_allclose(spread(np.array([0.1, 0.5, 0.9]), 0.1), [0.1, 0.5, 0.9])
+    np.testing.assert_allclose(spread(np.array([0.5, 0.5]), 0.1), [0.45, 0.55])
 
 
 @pytest.mark.parametrize(("models", "layers"), [(1, 1), (2, 3), (5, 1)])
 def test_death_curves_have_a_panel_per_model(models: int, layers: int) -> None:
-    figure = figures.death_curves(curves(models, layers))
+    figure = death_curves.draw(curves(models, layers))
     panels = [axes for axes in figure.axes if axes.axison]
     assert [axes.get_title(loc="left") for axes in panels] == [f"m{i} (topk)" for i in range(models)]
     lines = 2 * 3 * (1 if layers == 1 else 1 + layers)  # centerings, measures, runs and their median
@@ -90,7 +92,7 @@ def test_death_curves_have_a_panel_per_model(models: int, layers: int) -> None:
 def test_death_curves_of_a_revival_have_a_panel_beside_those_without() -> None:
     plain = curves(2, centerings=("off",))
     auxk = plain.assign(revival="auxk", run_dir=plain["run_dir"] + "auxk", dead_pct_topk=1.0)
-    figure = figures.death_curves(pd.concat([auxk, plain]))
+    figure = death_curves.draw(pd.concat([auxk, plain]))
     panels = [axes for axes in figure.axes if axes.axison]
     titles = [axes.get_title(loc="left") for axes in panels]
     assert titles == ["m0 (topk)", "m0 (topk, auxk)", "m1 (topk)", "m1 (topk, auxk)"]
@@ -98,11 +100,11 @@ def test_death_curves_of_a_revival_have_a_panel_beside_those_without() -> None:
 
 
 def test_death_curves_of_a_run_that_measured_no_window() -> None:
-    figures.death_curves(curves().assign(dead_pct_window=np.nan))
+    death_curves.draw(curves().assign(dead_pct_window=np.nan))
 
 
 def test_figures_are_written_as_png_and_pdf(tmp_path: Path) -> None:
-    figures.write_figure(figures.gamma_by_depth(many_layers()), "f", tmp_path)
+    write_figure(gamma_by_depth.draw(many_layers()), "f", tmp_path)
     assert (tmp_path / "f.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "f.pdf").read_bytes().startswith(b"%PDF")
     assert len(list(tmp_path.iterdir())) == 2

@@ -11,7 +11,7 @@ import pytest
 from hydra.utils import get_method, instantiate
 from omegaconf import OmegaConf
 
-from sae_outliers.aggregate import layers_listed_in
+from sae_outliers.analysis.inputs import layers_listed_in
 from sae_outliers.models.__main__ import rows
 from sae_outliers.sweeps.plan import plan
 from tests.conftest import CONF, ROOT, composed

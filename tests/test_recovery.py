@@ -8,8 +8,18 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sae_outliers.analysis import recovery, recovery_figures
-from sae_outliers.analysis.recovery import Trained
+from sae_outliers.analysis.conditions import CONDITIONS as STUDY
+from sae_outliers.analysis.conditions import condition_name, conditions_among
+from sae_outliers.analysis.figures import recovery_bars
+from sae_outliers.analysis.inputs import Inputs, complete
+from sae_outliers.analysis.make import make_figures, make_tables, measured_columns
+from sae_outliers.analysis.stats import auc, tokens_to_half
+from sae_outliers.analysis.summary import recovery_lines
+from sae_outliers.analysis.tables.alignment import alignment
+from sae_outliers.analysis.tables.fates import fates
+from sae_outliers.analysis.tables.planted import planted
+from sae_outliers.analysis.tables.recovery import recovery, recovery_by_model
+from sae_outliers.analysis.trained import read_trained
 from sae_outliers.results.layout import run_dir
 from sae_outliers.results.record import read_records, write_row
 from sae_outliers.runs.record import Record
@@ -24,7 +34,7 @@ CONDITIONS: list[dict[str, Any]] = [
 ]
 
 
-FOUR = [name for name in recovery.CONDITIONS.values() if name != "+ fast b_dec"]
+FOUR = ["TopK", "+ AuxK", "+ centering", "+ whitening"]
 
 
 def make_curve(topk: list[float], relu: list[float] | None = None, step: int = 100) -> pd.DataFrame:
@@ -69,8 +79,8 @@ def store_conditions(results_dir: Path, name: str, **changes: Any) -> None:
         store_run(results_dir, record, make_curve([80, 60, 40 - 10 * i], [20, 15, 12]), make_features([0, 1], [0, 0]))
 
 
-def read(results_dir: Path) -> Trained:
-    return recovery.read_trained(read_records(results_dir))
+def read(results_dir: Path) -> Inputs:
+    return Inputs(trained=read_trained(complete(read_records(results_dir), measured_columns())))
 
 
 # --- conditions and their runs
@@ -89,21 +99,21 @@ def read(results_dir: Path) -> Trained:
     ],
 )
 def test_conditions_have_the_names_of_the_study_or_say_what_they_are(kind: tuple[str, str, str], name: str) -> None:
-    assert recovery.condition_of(*kind) == name
+    assert condition_name(*kind) == name
 
 
 def test_a_faster_b_dec_is_a_condition_of_its_own(tmp_path: Path) -> None:
     store_run(tmp_path, make_record(run_id="a", **trained(lr=1e-3, b_dec_lr=1e-3)))
     store_run(tmp_path, make_record(run_id="b", **trained(lr=1e-3, b_dec_lr=1.0)))
-    assert list(read(tmp_path).runs["condition"]) == ["TopK", "+ fast b_dec"]
-    assert recovery.condition_of("topk", "auxk", "off", fast_b_dec=True) == "TopK + AuxK + fast b_dec"
+    assert list(read(tmp_path).trained.runs["condition"]) == ["TopK", "+ fast b_dec"]
+    assert condition_name("topk", "auxk", "off", fast_b_dec=True) == "TopK + AuxK + fast b_dec"
 
 
 def test_only_trained_records_enter_natural_before_planted_and_in_the_order_of_the_study(tmp_path: Path) -> None:
     store_conditions(tmp_path, "natural")
     store_conditions(tmp_path, "planted", planted_gamma=5.0)
     store_run(tmp_path, make_record(run_id="untrained"))
-    runs, curves = read(tmp_path)
+    runs, curves = read(tmp_path).trained
     assert list(runs["condition"]) == FOUR * 2
     assert list(runs["planted_gamma"].isna()) == [True] * 4 + [False] * 4
     assert len(curves) == 8 * 3
@@ -115,17 +125,43 @@ def test_only_trained_records_enter_natural_before_planted_and_in_the_order_of_t
 def test_without_trained_records_there_is_nothing_to_tell(tmp_path: Path) -> None:
     store_run(tmp_path, make_record())
     found = read(tmp_path)
-    assert found.runs.empty
-    assert not list(recovery.tables(found.runs))
-    assert not list(recovery_figures.all_figures(found))
+    assert found.trained.runs.empty
+    assert not list(make_tables(found))
+    assert not list(make_figures(found))
 
 
 def test_runs_without_their_files_leave_blanks(tmp_path: Path) -> None:
     store_run(tmp_path, make_record(dead_pct_init_topk=50.0, **trained()))
     found = read(tmp_path)
-    assert np.isnan(found.runs["half_topk"][0])
-    assert [table.name for table in recovery.tables(found.runs)] == ["recovery"]
-    assert [name for name, _ in recovery_figures.all_figures(found)] == ["recovery_bars"]
+    assert np.isnan(found.trained.runs["half_topk"][0])
+    assert [table.name for table in make_tables(found)] == ["recovery"]
+    assert [name for name, _ in make_figures(found)] == ["recovery_bars"]
+
+
+@pytest.mark.parametrize("new", [{"centering": "quantile"}, {"revival": "rewind"}], ids=str)
+def test_a_condition_that_no_table_knows_is_shown_like_the_others(tmp_path: Path, new: dict[str, str]) -> None:
+    store_conditions(tmp_path, "a")
+    for planted_gamma in (None, 3.0):
+        record = make_record(
+            run_id=f"new{planted_gamma}", dead_pct_init_topk=70.0, planted_gamma=planted_gamma, gamma=2.0,
+            **trained(dead_pct_final_topk=7.0), **new,
+        )  # fmt: skip
+        store_run(tmp_path, record, make_curve([70, 20, 7]))
+    name = f"TopK + {next(iter(new.values()))}"
+    found = read(tmp_path)
+    table: Any = recovery(found)
+    assert table.loc[0, [f"{name} init", f"{name} end"]].tolist() == [70, 7]
+    assert f"{name} 70.0 -> 7.0" in recovery_lines(table)
+    figures = drawn(tmp_path)
+    assert [text.get_text() for text in figures["recovery_bars"].axes[0].texts] == ["40", "30", "20", "10", "7"]
+    for figure in ("recovery_bars", "recovery_time", "planted_curves"):
+        assert name in [text.get_text() for text in figures[figure].legends[0].get_texts()]
+
+
+def test_looks_tell_conditions_apart() -> None:
+    looks = conditions_among([*(known.name for known in STUDY.values()), "TopK + a", "TopK + b"]).values()
+    assert len({look.color for look in looks}) == len({(look.dash, look.color) for look in looks}) == len(looks)
+    assert list(conditions_among(["TopK + b", "+ AuxK", "TopK"])) == ["TopK", "+ AuxK", "TopK + b"]
 
 
 # --- how long recovery takes
@@ -139,7 +175,7 @@ def test_time_to_half_matches_a_search_on_a_fine_grid() -> None:
         fine = np.linspace(tokens[0], tokens[-1], 200_001)
         below = fine[np.interp(fine, tokens, dead) <= dead[0] / 2]
         expected = below[0] if len(below) else np.inf
-        assert recovery.tokens_to_half(tokens, dead) == pytest.approx(expected, abs=0.01)
+        assert tokens_to_half(tokens, dead) == pytest.approx(expected, abs=0.01)
 
 
 @pytest.mark.parametrize(
@@ -154,14 +190,14 @@ def test_time_to_half_matches_a_search_on_a_fine_grid() -> None:
     ],
 )
 def test_time_to_half_by_hand(dead: list[float], tokens: float) -> None:
-    assert recovery.tokens_to_half(10 * np.arange(len(dead)), dead) == pytest.approx(tokens, nan_ok=True)
+    assert tokens_to_half(10 * np.arange(len(dead)), dead) == pytest.approx(tokens, nan_ok=True)
 
 
 def test_half_of_a_few_features_is_no_time(tmp_path: Path) -> None:
     for run_id, percent in (("nine", 0.9), ("ten", 1.0)):
         record = make_record(run_id=run_id, n_features=1000, dead_pct_init_topk=percent, **trained())
         store_run(tmp_path, record, make_curve([percent, 0.0]))
-    times = read(tmp_path).runs.set_index("run_id")["half_topk"]
+    times = read(tmp_path).trained.runs.set_index("run_id")["half_topk"]
     assert np.isnan(times["nine"])
     assert times["ten"] == 50
 
@@ -173,7 +209,7 @@ def test_recovery_lays_the_conditions_of_natural_layers_side_by_side(tmp_path: P
     store_conditions(tmp_path, "a", layer=3, effective_rank=12.0)
     store_conditions(tmp_path, "planted", layer=3, planted_gamma=9.0)
     store_conditions(tmp_path, "relu", layer=4, sae="relu")
-    table = recovery.recovery(read(tmp_path).runs)
+    table = recovery(read(tmp_path))
     assert len(table) == 1
     row: Any = table.iloc[0]
     assert tuple(row[["model", "layer", "γ", "effective rank", "runs", "tokens trained"]]) == ("a", 3, 2, 12, 1, 1000)
@@ -189,17 +225,17 @@ def test_seeds_become_a_median_in_which_never_is_longer_than_any_time(tmp_path: 
     for seed, curve in curves.items():
         ends = dict(dead_pct_init_topk=curve[0], **trained(dead_pct_final_topk=curve[-1]))
         store_run(tmp_path, make_record(run_id=str(seed), seed=seed, **ends), make_curve(curve))
-    row: Any = recovery.recovery(read(tmp_path).runs).iloc[0]
+    row: Any = recovery(read(tmp_path)).iloc[0]
     assert tuple(row[["runs", "TopK init", "TopK end"]]) == (3, 70, 50)
     assert np.isnan(row["TopK tokens to half"])  # two of three never
     store_run(tmp_path, make_record(run_id="4", seed=4, dead_pct_init_topk=80.0, **trained()), make_curve([80, 0, 0]))
     store_run(tmp_path, make_record(run_id="5", seed=5, dead_pct_init_topk=80.0, **trained()), make_curve([80, 20, 0]))
-    assert recovery.recovery(read(tmp_path).runs)["TopK tokens to half"][0] == 100  # of 50, 67, 100, never, never
+    assert recovery(read(tmp_path))["TopK tokens to half"][0] == 100  # of 50, 67, 100, never, never
 
 
 def test_a_time_that_no_run_could_have_has_no_column(tmp_path: Path) -> None:
     store_run(tmp_path, make_record(dead_pct_init_topk=50.0, dead_pct_init_relu=0.0, **trained()), make_curve([50, 50]))
-    table = recovery.recovery(read(tmp_path).runs)
+    table = recovery(read(tmp_path))
     assert "TopK ReLU tokens to half" not in table  # nothing was dead by ReLU
     assert "TopK tokens to half" in table  # half was not reached
     assert "+ AuxK end" not in table
@@ -210,7 +246,7 @@ def test_planted_has_a_row_per_gamma_with_the_closed_form_of_the_uncentered(tmp_
         theory = dict(theory_pct_topk=10 * gamma, theory_pct_relu=gamma)
         store_conditions(tmp_path, f"g{gamma}", planted_gamma=gamma, gamma=gamma, **theory)
     store_conditions(tmp_path, "natural")
-    table: Any = recovery.planted(read(tmp_path).runs)
+    table: Any = planted(read(tmp_path))
     assert list(table["planted γ"]) == [2, 5]
     assert list(table["closed form TopK"]) == [20, 50]
     assert list(table["closed form ReLU"]) == [2, 5]
@@ -224,7 +260,7 @@ def test_fates_count_every_feature_once(tmp_path: Path) -> None:
     for seed, half in enumerate((slice(0, 100), slice(100, 300))):  # two seeds are counted together
         record = make_record(run_id=str(seed), seed=seed, planted_gamma=4.0, **trained())
         store_run(tmp_path, record, features=make_features(init[half], final[half]))
-    table = recovery.fates(read(tmp_path).runs)
+    table = fates(read(tmp_path))
     names = ["alive", "never selected", "never positive"]
     assert list(table["at init"]) == names
     for before, row in enumerate(table.to_dict("records")):
@@ -237,7 +273,7 @@ def test_fates_count_every_feature_once(tmp_path: Path) -> None:
 
 def test_fates_leave_out_what_no_feature_had(tmp_path: Path) -> None:
     store_run(tmp_path, make_record(**trained()), features=make_features([0, 0, 2], [0, 1, 2]))
-    table = recovery.fates(read(tmp_path).runs)
+    table = fates(read(tmp_path))
     assert list(table["at init"]) == ["alive", "never positive"]
     assert list(table["alive at end"]) == [50, 0]
     assert list(table["never positive at end"]) == [0, 100]
@@ -252,16 +288,16 @@ def test_auc_matches_a_loop_over_pairs() -> None:
     rng = np.random.default_rng(1)
     for sizes in ((1, 1), (3, 40), (25, 10)):
         positive, negative = (rng.integers(0, 9, n).astype(float) for n in sizes)  # many ties
-        assert recovery.auc(positive, negative) == pytest.approx(naive_auc(positive, negative))
-    assert np.isnan(recovery.auc(np.array([]), np.array([1.0])))
-    assert np.isnan(recovery.auc(np.array([1.0]), np.array([])))
+        assert auc(positive, negative) == pytest.approx(naive_auc(positive, negative))
+    assert np.isnan(auc(np.array([]), np.array([1.0])))
+    assert np.isnan(auc(np.array([1.0]), np.array([])))
 
 
 def test_alignment_is_near_1_where_the_dead_point_away_from_the_mean(tmp_path: Path) -> None:
     init, final = [2, 2, 1, 1, 0, 0], [2, 1, 0, 1, 0, 0]
     cosine = [-0.9, -0.8, -0.1, -0.5, -0.6, 0.7]
     store_run(tmp_path, make_record(gamma=3.0, **trained()), features=make_features(init, final, cosine))
-    row: Any = recovery.alignment(read(tmp_path).runs).iloc[0]
+    row: Any = alignment(read(tmp_path)).iloc[0]
     away = -np.array(cosine, dtype=np.float32)
     assert row["AUC dead by ReLU"] == 1 == naive_auc(away[:2], away[2:])
     assert row["AUC dead by TopK"] == naive_auc(away[:4], away[4:]) == 6 / 8
@@ -272,7 +308,7 @@ def test_alignment_is_near_1_where_the_dead_point_away_from_the_mean(tmp_path: P
 
 def test_alignment_of_a_run_without_death_is_blank(tmp_path: Path) -> None:
     store_run(tmp_path, make_record(**trained()), features=make_features([0, 0], [0, 0], [0.1, 0.2]))
-    row: Any = recovery.alignment(read(tmp_path).runs).iloc[0]
+    row: Any = alignment(read(tmp_path)).iloc[0]
     assert row[["AUC dead by ReLU", "AUC dead by TopK", "AUC still dead", "recovered"]].isna().all()
 
 
@@ -286,7 +322,7 @@ def test_layers_of_a_model_become_medians() -> None:
             "TopK end": [0.0, 4, 9],
         }
     )
-    found = recovery.by_model(table)
+    found = recovery_by_model(table)
     assert list(found["layers"]) == ["2 layers", "layer 7"]
     assert list(found["γ"]) == [2, 5]
     assert list(found["TopK end"]) == [2, 9]
@@ -296,7 +332,7 @@ def test_layers_of_a_model_become_medians() -> None:
 
 
 def drawn(results_dir: Path) -> dict[str, Any]:
-    return dict(recovery_figures.all_figures(read(results_dir)))
+    return dict(make_figures(read(results_dir)))
 
 
 @pytest.mark.filterwarnings("error")  # a layout that fails only warns
@@ -306,7 +342,8 @@ def test_every_figure_is_drawn_of_natural_and_planted_runs(tmp_path: Path) -> No
         for gamma in (0.5, 3.0, 30.0):
             store_conditions(tmp_path, f"g{gamma}", model=model, planted_gamma=gamma, gamma=gamma)
     figures = drawn(tmp_path)
-    assert tuple(figures) == recovery_figures.NAMES
+    names = ("planted_curves", "recovery_against_bias", "recovery_bars", "recovery_time")
+    assert set(figures) == {"death_curves", *names}
     for figure in figures.values():
         figure.draw_without_rendering()
 
@@ -323,7 +360,7 @@ def test_bars_stand_for_the_start_and_the_end_of_each_condition(tmp_path: Path) 
 @pytest.mark.parametrize(("models", "rows"), [(1, 1), (7, 1), (14, 2), (19, 3)])
 def test_bars_of_many_models_take_several_rows(models: int, rows: int) -> None:
     table = pd.DataFrame({"model": [f"m{i}" for i in range(models)], "layers": "layer 1", "γ": range(models)})
-    figure = recovery_figures.recovery_bars(table.assign(**{"TopK init": 50.0, "TopK end": 10.0}))
+    figure = recovery_bars.draw(table.assign(**{"TopK init": 50.0, "TopK end": 10.0}))
     assert len(figure.axes) == rows
     assert sum(len(axes.get_xticks()) for axes in figure.axes) == models
 

@@ -1,135 +1,114 @@
-"""Two values of any setting that determines a result are never merged: they are refused, or each has its row."""
+"""No two records that differ in a setting that affects a result are merged: for every setting of the schema."""
 
 from typing import Any
 
 import pandas as pd
 import pytest
 
-from sae_outliers.analysis.select import COLUMNS, check_mixed, describe_mix, measured_once, mixed_settings, select
-from sae_outliers.config import role_of, roles
+from sae_outliers.analysis.inputs import Inputs
+from sae_outliers.analysis.select import COLUMNS, FILES, check_mixed, measured_once, role, select
+from sae_outliers.analysis.tables.conditions import conditions
+from sae_outliers.analysis.tables.models import models
+from sae_outliers.config import roles
 from tests.test_tables import frame, make_record, trained
 
-SETTINGS: dict[str, Any] = {
-    "model.name": "a",
-    "model.loader._target_": "x.load",
-    "model.loader.context": 256,
-    "data.name": "text",
-    "data.source._target_": "x.Text",
-    "data.source.corpora": ["topics", "docstrings"],
-    "sae.name": "topk",
-    "sae.n_features": 8192,
-    "sae.k": 64,
-    "init.name": "random",
-    "init.b_dec": "zeros",
-    "init.blend": 0.8,
-    "centering.name": "off",
-    "preprocessing": "postln",
-    "special_tokens": False,
-    "n_eval": 20_000,
-    "seed": 0,
-    "sae_seed": 0,
+ARGUMENTS = ("model.loader.context", "data.source.corpora", "sae.sparsity", "revival.alpha", FILES, "gone.since")
+COMPARED = [key for key in (*roles(), *ARGUMENTS) if role(key).affects != "nothing" and not role(key).axis]
+AXES = [key for key in roles() if role(key).axis]
+IGNORED = [key for key in (*roles(), "model.loader.trust_remote_code") if role(key).affects == "nothing"]
+VALUES: dict[str, tuple[Any, Any]] = {
+    "data.source.corpora": (["docstrings"], ["topics"]),
+    FILES: ([["a", 1]], [["a", 2]]),
 }
-TRAINING: dict[str, Any] = {
-    "revival.name": "none",
-    "precision": "float32",
-    "train.steps": 100,
-    "train.batch_size": 10,
-    "train.n_tokens": 1000,
-    "train.lr": 3e-4,
-    "train.warmup_steps": 50,
-    "train.decay_from": 0.8,
-    "train.eval_every": 50,
-    "train.dead_window": 1000,
-}
-DETERMINING = [
-    key for key, role in roles().items() if role.affects != "nothing" and key not in ("model.loader", "data.source")
-]
-OPEN = ["model.loader.context", "data.source.corpora", "sae.sparsity", "revival.alpha", "an.option.of.a.later.version"]
+SETTINGS = {"model.name": "a", "seed": 0, "sae_seed": 0, "n_eval": 20_000}
 
 
-def records(key: str, one: Any, other: Any) -> pd.DataFrame:
-    """Two trained records that differ in one setting and in nothing else."""
-    given = [SETTINGS | TRAINING | {key: value} for value in (one, other)]
-    values = [{name: value for name, value in settings.items() if value is not None} for settings in given]
-    columns = {"lr": 3e-4, "b_dec_lr": 3e-4}
-    return frame(*(make_record(run_id=str(i), settings=s, **trained(**columns)) for i, s in enumerate(values)))
+def pair(key: str, **columns: Any) -> pd.DataFrame:
+    """Two trained records of a layer that are equal but for one setting."""
+    one, two = VALUES.get(key, (1, 2))
+    records = (
+        make_record(run_id=str(value), settings=SETTINGS | {key: value}, **trained(**columns)) for value in (one, two)
+    )
+    return frame(*records)
 
 
-def is_axis(key: str) -> bool:
-    try:
-        return role_of(key).axis
-    except KeyError:
-        return False
-
-
-@pytest.mark.parametrize("key", [key for key in [*DETERMINING, *OPEN] if not is_axis(key)])
-@pytest.mark.parametrize("values", [(5, 6), (None, 6)], ids=["two values", "one and null"])
-def test_two_values_of_a_setting_are_refused_and_named(key: str, values: tuple[Any, Any]) -> None:
-    rows = records(key, *values)
-    assert not mixed_settings(rows[:1])
-    with pytest.raises(ValueError, match="do not belong in one table") as error:
-        check_mixed(rows, allow=False)
+@pytest.mark.parametrize("key", COMPARED)
+def test_two_values_of_a_setting_are_refused_and_named(key: str) -> None:
+    with pytest.raises(ValueError, match="differ in") as error:
+        check_mixed(pair(key), allow=False)
     assert f"differ in {COLUMNS.get(key, key)} " in str(error.value)
-    assert mixed_settings(select(rows, "run_id == '0'")) == []
+    assert len(check_mixed(pair(key), allow=True)) == 1
 
 
-@pytest.mark.parametrize("key", [key for key in DETERMINING if role_of(key).affects != "training"])
-def test_at_initialisation_each_value_is_a_figure_of_its_own(key: str) -> None:
-    assert len(measured_once(records(key, 5, 6), by_sae=True)) == 2
-    assert len(measured_once(records(key, 5, 5), by_sae=True)) == 1
+@pytest.mark.parametrize("key", [key for key in COMPARED if role(key).affects != "training"])
+def test_where_they_are_allowed_none_is_dropped(key: str) -> None:
+    assert len(measured_once(pair(key), by_sae=True)) == 2
+    assert len(measured_once(pair(key))) == (1 if role(key).within == "sae" else 2)
 
 
-@pytest.mark.parametrize("key", [key for key in DETERMINING if role_of(key).affects == "training"])
-def test_the_training_makes_no_figure_at_initialisation(key: str) -> None:
-    assert len(measured_once(records(key, 5, 6))) == 1
+@pytest.mark.parametrize("key", [key for key in COMPARED if role(key).affects == "training"])
+def test_a_setting_of_the_training_counts_among_trained_records_only(key: str) -> None:
+    rows = pair(key).assign(train_steps=[0, 100])
+    assert not check_mixed(rows, allow=False)
+    assert len(measured_once(rows)) == 1
 
 
-@pytest.mark.parametrize(
-    ("key", "values", "said"),
-    [
-        ("data.source.corpora", (["docstrings"], ["topics", "docstrings"]), "([docstrings] in 1, [topics, docstrings]"),
-        ("init.rank", (8, 300), "init.rank (8 in 1, 300 in 1 of the records)"),
-        ("model.loader.context", (32, 256), "model.loader.context of model=a (32 in 1, 256 in 1 of the records)"),
-        ("data.tokens_per_item", (None, 8), "data.tokens_per_item of model=a (8 in 1, null in 1 of the records)"),
-        ("init.blend", (0.5, 0.9), "init.blend (0.5 in 1, 0.9 in 1 of the records)"),
-        ("train.b_dec_lr", (3e-4, 1e-4), "b_dec_lr of fast_b_dec=False (0.0001 in 1, 0.0003 in 1 of the records)"),
-    ],
-)
-def test_what_differs_is_said_with_its_values(key: str, values: tuple[Any, Any], said: str) -> None:
-    assert said in describe_mix(mixed_settings(records(key, *values)))
+@pytest.mark.parametrize("key", IGNORED)
+def test_what_affects_nothing_is_not_compared(key: str) -> None:
+    assert not check_mixed(pair(key), allow=False)
+    assert len(measured_once(pair(key))) == 1
 
 
-def test_models_may_differ_in_data_and_loader_and_types_in_their_options() -> None:
-    own = {"model.name": "b", "model.loader.context": 9, "data.name": "dna", "files": [["b.npy", 1, 2]]}
-    rows = [
-        make_record("a", settings=SETTINGS),
-        make_record("b", settings=SETTINGS | own),
-        make_record("a", sae="jumprelu", settings=SETTINGS | {"sae.name": "jumprelu", "sae.bandwidth": 0.1}),
+@pytest.mark.parametrize("key", AXES)
+def test_tables_tell_the_values_of_an_axis_apart(key: str) -> None:
+    values = (None, 2.0) if key == "data.rescale_mean" else ("one", "two")
+    rows = frame(
+        *(
+            make_record(settings=SETTINGS | {key: value}, **{COLUMNS[key]: value}, **trained(dead_pct_final_topk=end))
+            for value, end in zip(values, (1.0, 9.0), strict=True)
+        )
+    )
+    assert not check_mixed(rows, allow=False)
+    if key == "data.rescale_mean":
+        assert len(measured_once(rows)) == 2
+        return
+    found: Any = conditions(Inputs(rows)).groupby(COLUMNS[key])["end TopK"].last()
+    assert (found["one"], found["two"]) == (1, 9)
+
+
+@pytest.mark.parametrize("key", [key for key in COMPARED if role(key).within == "model"])
+def test_each_model_has_data_and_a_loader_of_its_own(key: str) -> None:
+    rows = pair(key).assign(model=["a", "b"])
+    assert not check_mixed(rows, allow=False)
+
+
+def test_files_are_compared_only_where_they_are_recorded() -> None:
+    rows = frame(make_record(settings=SETTINGS), make_record(settings=SETTINGS | {FILES: [["a", 1]]}))
+    assert not check_mixed(rows, allow=False)
+    assert len(measured_once(rows)) == 1
+
+
+def test_a_record_that_lost_its_settings_is_compared_by_its_columns() -> None:
+    known = SETTINGS | {"sae.n_features": 8192, "sae.k": 64, "model.loader.context": 32, "preprocessing": "postln"}
+    known |= {"init.name": "random", "init.b_dec": "zeros", "special_tokens": False, "data.name": "x"}
+    known |= {"sae.name": "topk", "centering.name": "off"}
+    rows = frame(make_record(settings=known), make_record(layer=2), make_record())
+    assert not check_mixed(rows, allow=False)
+    assert len(measured_once(rows)) == 2
+    with pytest.raises(ValueError, match=r"differ in n_eval \(7 in 1, 20000 in 1 of the records\)"):
+        check_mixed(frame(make_record(settings=known), make_record(layer=2, n_eval=7)), allow=False)
+
+
+def test_where_names_options_in_backticks() -> None:
+    rows = pair("data.tokens_per_item")
+    assert list(select(rows, "`data.tokens_per_item` == 2 and `model.name` == 'a'")["run_id"]) == ["2"]
+    assert list(select(pair("data.source.corpora"), "`data.source.corpora` == '[\"topics\"]'")["run_id"]) == [
+        "['topics']"
     ]
-    assert mixed_settings(frame(*rows)) == []
 
 
-def test_files_that_changed_are_named_and_a_record_that_does_not_tell_passes() -> None:
-    stamped = [SETTINGS | {"files": [["acts.npy", 10, when]]} for when in (1, 2)]
-    assert mixed_settings(frame(make_record(settings=SETTINGS), make_record(layer=2, settings=stamped[0]))) == []
-    (mix,) = mixed_settings(frame(*(make_record(layer=i, settings=s) for i, s in enumerate(stamped))))
-    assert (mix.column, mix.only) == ("files", ("model", "a"))
-
-
-def test_a_record_without_settings_is_compared_by_its_columns() -> None:
-    told, silent = make_record(settings=SETTINGS), make_record(layer=2)
-    assert mixed_settings(frame(told, make_record(layer=2, data="text"))) == []
-    assert [mix.column for mix in mixed_settings(frame(told, silent))] == ["data"]
-    assert [mix.column for mix in mixed_settings(frame(told, make_record(layer=2, data="text", k=3)))] == ["k"]
-
-
-@pytest.mark.parametrize(
-    ("where", "left"),
-    [
-        ("`init.rank` == 8", ["0"]),
-        ("`data.source.corpora` == '[topics, docstrings]'", ["0", "1"]),
-        ("`init.rank` > 8 and layer == 1", ["1"]),
-    ],
-)
-def test_where_selects_by_any_option(where: str, left: list[str]) -> None:
-    assert select(records("init.rank", 8, 300), where)["run_id"].tolist() == left
+def test_every_allowed_setting_of_a_layer_has_its_part_in_the_figures_of_its_model() -> None:
+    rows = pair("data.tokens_per_item").assign(gamma=[1.0, 3.0], dead_pct_init_topk=[10.0, 50.0])
+    found: Any = models(Inputs(rows)).iloc[0]
+    assert tuple(found[["layers", "γ min", "γ median", "γ max"]]) == (1, 1, 2, 3)
+    assert tuple(found[["TopK off median", "TopK off worst"]]) == (30, 50)

@@ -9,9 +9,16 @@ import pandas as pd
 import pytest
 from scipy.stats import norm, spearmanr
 
-from sae_outliers.analysis import tables
+from sae_outliers.analysis import stats
+from sae_outliers.analysis.inputs import Inputs
+from sae_outliers.analysis.reference import merge_published
 from sae_outliers.analysis.select import describe_mix, measured_once, mixed_settings
-from sae_outliers.analysis.tables import Table
+from sae_outliers.analysis.tables.conditions import conditions
+from sae_outliers.analysis.tables.coverage import coverage
+from sae_outliers.analysis.tables.models import models
+from sae_outliers.analysis.tables.spearman import PAIRS, spearman
+from sae_outliers.analysis.tables.theory import theory
+from sae_outliers.analysis.write import Table, format_for_display, write_table
 from sae_outliers.runs.record import Record
 
 # what a record says of a field that a test does not set
@@ -21,7 +28,7 @@ BLANK: dict[Any, Any] = {
     float: 1.0,
     bool: False,
     dict[str, str]: {},
-    dict[str, Any]: None,
+    dict[str, Any]: None,  # settings: compared by the columns
     list[list[float]]: [],
     float | None: None,
 }
@@ -75,7 +82,7 @@ def test_spearman_of_a_hand_computed_case() -> None:
         make_record("m", i, gamma=float(g), dead_pct_init_topk=d, dead_pct_init_relu=0.0)
         for i, (g, d) in enumerate(zip(gammas, deaths, strict=True))
     ]
-    found: Any = tables.spearman(frame(*rows)).set_index(["domain", "severity", "death"])
+    found: Any = spearman(Inputs(frame(*rows))).set_index(["domain", "severity", "death"])
     row: Any = found.loc[("all", "γ post-LN", "TopK")]
     assert row["ρ"] == pytest.approx(1 - 6 * 2 / (5 * 24))  # 1 - 6 Σd² / (n (n²-1))
     assert (row["layers"], row["models"]) == (5, 1)
@@ -86,7 +93,7 @@ def test_spearman_of_a_hand_computed_case() -> None:
 
 def test_a_perfect_order_has_no_interval() -> None:
     rows = [make_record("m", i, gamma=float(i), dead_pct_init_topk=10.0 * i) for i in range(6)]
-    row: Any = tables.spearman(frame(*rows)).iloc[0]
+    row: Any = spearman(Inputs(frame(*rows))).iloc[0]
     assert row["ρ"] == 1
     assert np.isnan(row["ρ over layers low"])
 
@@ -98,23 +105,23 @@ def test_degenerate_tables_are_blank_and_silent() -> None:
         frame(make_record(), make_record(layer=2)),
         many_layers().assign(gamma=1.0),
     ):
-        found = tables.spearman(rows)
+        found = spearman(Inputs(rows))
         assert found.loc[found["severity"] == "γ post-LN", "ρ"].isna().all()
-    assert tables.spearman(many_layers().assign(centering="on")).empty
+    assert spearman(Inputs(many_layers().assign(centering="on"))).empty
 
 
 def test_resampled_ranks_match_scipy_on_copied_rows() -> None:
     rng = np.random.default_rng(1)
     x, y = rng.integers(0, 8, 30).astype(float), rng.integers(0, 4, 30).astype(float)  # many ties
-    counts = tables._draw(pd.Series(np.arange(30) // 3), 20, seed=2)
-    found = tables._correlate(tables._ranks(x, counts), tables._ranks(y, counts), counts)
+    counts = stats.draw_units(pd.Series(np.arange(30) // 3), 20, seed=2)
+    found = stats.weighted_correlation(stats.weighted_ranks(x, counts), stats.weighted_ranks(y, counts), counts)
     for row, value in zip(counts.astype(int), found, strict=True):
         assert value == pytest.approx(spearmanr(np.repeat(x, row), np.repeat(y, row)).statistic)
 
 
 def test_resamples_take_whole_units() -> None:
     unit = pd.Series(["a", "a", "b", "c", "c", "c"])
-    counts = tables._draw(unit, 200, seed=0)
+    counts = stats.draw_units(unit, 200, seed=0)
     assert (counts[:, 0] == counts[:, 1]).all()
     assert (counts[:, [3]] == counts[:, 3:]).all()
     assert (counts[:, [0, 2, 3]].sum(axis=1) == 3).all()
@@ -128,15 +135,15 @@ def test_interval_over_layers_covers_the_true_correlation() -> None:
         sample = pd.DataFrame({"gamma": z[0], "dead_pct_init_topk": 0.8 * z[0] + 0.6 * z[1]})
         sample[["gamma_raw", "effective_rank", "dead_pct_init_relu", "dead_pct_topk_only"]] = 1.0
         unit = pd.Series(range(60))
-        low, high = tables.bootstrap_spearman(sample, unit, 3, 400, seed)["gamma", "dead_pct_init_topk"]
+        low, high = stats.bootstrap_spearman(sample, PAIRS, unit, 3, 400, seed)["gamma", "dead_pct_init_topk"]
         hits += low <= truth <= high
     assert hits >= 34  # 38 expected
 
 
 def test_spearman_by_domain_is_seeded_and_matches_scipy() -> None:
     rows = many_layers()
-    found: Any = tables.spearman(rows)
-    pd.testing.assert_frame_equal(found, tables.spearman(rows))
+    found: Any = spearman(Inputs(rows))
+    pd.testing.assert_frame_equal(found, spearman(Inputs(rows)))
     assert list(found["domain"].unique()) == ["all", "language", "protein"]
     for (domain, severity), name in {
         ("protein", "γ raw"): "gamma_raw",
@@ -183,7 +190,7 @@ def test_what_changes_an_sae_at_initialisation_makes_it_a_figure_of_its_own(chan
 def test_mixed_settings_are_found_and_described() -> None:
     rows = frame(make_record(), make_record(layer=2), make_record(layer=3, n_eval=100, schema_version=2))
     mixed = mixed_settings(rows)
-    assert [mix.column for mix in mixed] == ["schema_version", "n_eval"]
+    assert [mix.setting for mix in mixed] == ["schema_version", "n_eval"]
     text = "schema_version (1 in 2, 2 in 1 of the records); n_eval (100 in 1, 20000 in 2 of the records)"
     assert describe_mix(mixed) == text
 
@@ -191,27 +198,33 @@ def test_mixed_settings_are_found_and_described() -> None:
 def test_training_settings_count_among_trained_records_only() -> None:
     first, second = make_record(**trained(lr=1.0)), make_record(layer=2, **trained(lr=2.0))
     assert not mixed_settings(frame(first, make_record(layer=2, lr=2.0)))
-    assert [mix.column for mix in mixed_settings(frame(first, second))] == ["lr"]
+    assert [mix.setting for mix in mixed_settings(frame(first, second))] == ["lr"]
 
 
-@pytest.mark.parametrize(
-    ("option", "kind", "name"), [("sae_options", "sae", "relu"), ("revival_options", "revival", "auxk")]
-)
-def test_an_option_may_differ_between_types_but_not_within_one(option: str, kind: str, name: str) -> None:
-    plain, one = make_record(**trained()), make_record(**trained(**{kind: name, option: '{"a": 1}'}))
-    untrained, two = (make_record(layer=2, **{kind: name, option: '{"a": 2}'}, **end) for end in ({}, trained()))
-    if kind == "revival":  # an SAE type may start from its options
-        assert not mixed_settings(frame(plain, one, untrained))
+def test_an_option_of_a_revival_may_differ_between_revivals_but_not_within_one() -> None:
+    plain, one = make_record(**trained()), make_record(**trained(revival="auxk", revival_options='{"a": 1}'))
+    untrained, two = (
+        make_record(layer=2, revival="auxk", revival_options='{"a": 2}', **end) for end in ({}, trained())
+    )
+    assert not mixed_settings(frame(plain, one, untrained))
     mixed = mixed_settings(frame(plain, one, two))
-    assert [(mix.column, mix.only) for mix in mixed] == [(f"{kind}.a", (kind, name))]
-    assert describe_mix(mixed) == f"{kind}.a of {kind}={name} (1 in 1, 2 in 1 of the records)"
+    assert describe_mix(mixed) == "revival.a of revival=auxk (1 in 1, 2 in 1 of the records)"
+
+
+@pytest.mark.parametrize("end", [{}, trained()], ids=["untrained", "trained"])
+def test_an_option_of_an_sae_may_differ_between_types_but_not_within_one(end: dict[str, Any]) -> None:
+    """It may change where the SAE starts from, so it counts without training, too."""
+    plain, one = make_record(**end), make_record(sae="relu", sae_options='{"a": 1}', **end)
+    assert not mixed_settings(frame(plain, one))
+    mixed = mixed_settings(frame(plain, one, make_record(layer=2, sae="relu", sae_options='{"a": 2}', **end)))
+    assert describe_mix(mixed) == "sae.a of sae=relu (1 in 1, 2 in 1 of the records)"
 
 
 def test_the_initial_bias_may_differ_between_centerings_trained_or_not() -> None:
     off, median = make_record(), make_record(centering="geometric_median", init_b_dec="geometric_median")
     assert not mixed_settings(frame(off, median))
     mixed = mixed_settings(frame(off, median, make_record(layer=2, init_b_dec="mean")))
-    assert [(mix.column, mix.only) for mix in mixed] == [("init_b_dec", ("centering", "off"))]
+    assert [(mix.setting, mix.scope and mix.scope.label) for mix in mixed] == [("init_b_dec", "centering=off")]
 
 
 def test_coverage_counts_and_names_what_is_missing() -> None:
@@ -223,11 +236,11 @@ def test_coverage_counts_and_names_what_is_missing() -> None:
         make_record("af", 0, last_layer=0),
         make_record("a", 1, centering="on"),
     )
-    off, on = tables.coverage(rows).to_dict("records")
+    off, on = coverage(Inputs(rows)).to_dict("records")
     assert (off["layers"], off["expected"], off["trained"], off["missing"]) == (3, 5, 1, "a 2, 4")
     assert (off["trained auxk"], on["trained auxk"]) == (1, 0)
     assert (on["layers"], on["missing"]) == (1, "a 2-4; af all")
-    listed = tables.coverage(rows, {"a": range(1, 5), "big": range(1, 11)}).iloc[0]
+    listed = coverage(Inputs(rows, expected={"a": range(1, 5), "big": range(1, 11)})).iloc[0]
     assert (listed["layers"], listed["expected"], listed["missing"]) == (3, 15, "a 2, 4; big all")
 
 
@@ -239,7 +252,7 @@ def test_models() -> None:
         *(make_record("a", i, gamma=g, dead_pct_init_topk=10 * g) for i, g in ((1, 1.0), (2, 2.0), (4, 6.0))),
         make_record("a", 2, centering="on", gamma=2.0, dead_pct_init_topk=3.0),
     )
-    row: Any = tables.models(rows).iloc[0]
+    row: Any = models(Inputs(rows)).iloc[0]
     assert (row["layers"], row["expected"]) == (3, 4)
     assert tuple(row[["γ min", "γ median", "γ max"]]) == (1, 2, 6)
     assert tuple(row[["TopK off median", "TopK off worst", "TopK on median", "TopK on worst"]]) == (
@@ -258,7 +271,7 @@ def test_conditions_take_the_end_from_trained_records() -> None:
         make_record("b", 1, dead_pct_init_topk=50.0),
         make_record("b", 1, centering="on", dead_pct_init_topk=0.0),
     )
-    found: Any = tables.conditions(rows).set_index(["model", "centering"])
+    found: Any = conditions(Inputs(rows)).set_index(["model", "centering"])
     over_all: Any = found.loc[("all", "off")]
     assert (over_all["layers"], over_all["init TopK"]) == (3, 50)
     assert (over_all["trained layers"], over_all["trained init TopK"], over_all["end TopK"]) == (2, 35, 6)
@@ -274,7 +287,7 @@ def test_conditions_tell_revivals_apart_at_the_end_only() -> None:
         make_record("a", 2, dead_pct_init_topk=20.0, revival="auxk", **trained(dead_pct_final_topk=1.0)),
         make_record("a", 2, dead_pct_init_topk=0.0, centering="on"),
     )
-    found: Any = tables.conditions(rows)
+    found: Any = conditions(Inputs(rows))
     mine = found[found["model"] == "a"].drop(columns="model")
     assert list(zip(mine["revival"], mine["centering"], strict=True)) == [
         ("none", "off"),
@@ -292,11 +305,11 @@ def test_theory_finds_a_known_error() -> None:
     for layer, (gamma, shift) in enumerate(zip((1.0, 2.0, 3.0, 4.0), shifts, strict=True)):
         reach = norm.ppf(1 - 1 / 20_000) / gamma
         topk, relu = 100 * norm.cdf(norm.ppf(1 - 64 / 8192) - reach), 100 * norm.cdf(-reach)
-        theory = dict(theory_pct_topk=topk, theory_pct_relu=relu, theory_pct_topk_small_gamma=topk + 1)
+        forms = dict(theory_pct_topk=topk, theory_pct_relu=relu, theory_pct_topk_small_gamma=topk + 1)
         domain = "vision" if layer < 2 else "protein"
         measured = dict(dead_pct_init_topk=topk - shift, dead_pct_init_relu=relu)
-        rows.append(make_record("m", layer, domain=domain, gamma=gamma, **theory, **measured))
-    found: Any = tables.theory(frame(*rows, make_record("m", 9, centering="on"))).set_index(["domain", "formula"])
+        rows.append(make_record("m", layer, domain=domain, gamma=gamma, **forms, **measured))
+    found: Any = theory(Inputs(frame(*rows, make_record("m", 9, centering="on")))).set_index(["domain", "formula"])
     assert tuple(found.loc[("all", "TopK"), ["layers", "MAE", "bias"]]) == pytest.approx((4, 3.0, 1.0))
     small = found.loc[("all", "TopK, small-γ threshold"), ["MAE", "bias"]]
     assert tuple(small) == pytest.approx((3.5, 2.0))  # errors 3, -3, 6, 2
@@ -307,11 +320,11 @@ def test_theory_finds_a_known_error() -> None:
 def test_beside_matches_on_keys_and_keeps_both_sides() -> None:
     published = pd.DataFrame({"model": ["z", "a"], "n": [1, 2], "γ": [1.0, 2.0]})
     own = pd.DataFrame({"model": ["a", "new"], "n": [3, 4], "γ": [3.0, 4.0]})
-    found = tables.beside(published, own, ["model"])
+    found = merge_published(published, own, ["model"])
     assert list(found) == ["model", "own n", "published n", "own γ", "published γ"]
     assert list(found["model"]) == ["z", "a", "new"]
-    assert tables.format_for_display(found)["own n"].to_list() == ["", "3", "4"]
-    assert list(tables.beside(published, None, ["model"])) == ["model", "published n", "published γ"]
+    assert format_for_display(found)["own n"].to_list() == ["", "3", "4"]
+    assert list(merge_published(published, None, ["model"])) == ["model", "published n", "published γ"]
 
 
 # --- writing
@@ -319,7 +332,7 @@ def test_beside_matches_on_keys_and_keeps_both_sides() -> None:
 
 def test_written_tables(tmp_path: Path) -> None:
     rows = pd.DataFrame({"model_name": ["a_b"], "ρ": [0.12345], "ρ low": [0.1], "ρ high": [np.nan], "dead": [-0.01]})
-    tables.write_table(Table("t", rows.assign(**{"x low": 1.0, "x high": 2.0}), "γ of 5 % in a_b."), tmp_path)
+    write_table(Table("t", rows.assign(**{"x low": 1.0, "x high": 2.0}), "γ of 5 % in a_b."), tmp_path)
     assert pd.read_csv(tmp_path / "t.csv")["ρ"][0] == 0.12345
     markdown, latex = (tmp_path / "t.md").read_text(), (tmp_path / "t.tex").read_text()
     assert markdown.endswith("\n\nγ of 5 % in a_b.\n")

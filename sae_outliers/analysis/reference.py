@@ -1,11 +1,16 @@
-"""The authors' published tables (the user's own copies), in the columns of the records and of `recovery`."""
+"""The authors' published tables (the user's own copies), in the columns of ours, and both shown together."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from sae_outliers.analysis.conditions import CONDITIONS
+from sae_outliers.analysis.inputs import Inputs, Product
+from sae_outliers.analysis.tables import TABLES, recovery
+from sae_outliers.analysis.write import Table
 from sae_outliers.results.record import SCHEMA_VERSION
 from sae_outliers.stats.theory import dead_by_relu, dead_by_topk, dead_by_topk_small_gamma
 
@@ -38,19 +43,29 @@ COLUMNS = (
     "dead_pct_init_centered",
     "domain",
 )
-TRAINED = {"baseline": "TopK", "auxk": "+ AuxK", "centered": "+ centering"}  # published name -> that of `recovery`
+TRAINED = {  # published name -> that of `recovery`
+    "baseline": CONDITIONS["none", "off", False].name,
+    "auxk": CONDITIONS["auxk", "off", False].name,
+    "centered": CONDITIONS["none", "on", False].name,
+}
 TRAINED_COLUMNS = {
     f"dead_pct_{published}_{condition}": f"{name} {when}"
     for condition, name in TRAINED.items()
     for published, when in {"init": "init", "final": "end"}.items()
 }
 
+PUBLISHED_NOTE = (
+    " `published`: the same figures from the reference table, whose domains are used for both sides "
+    "(gLM2 under language, protein and genomic as biology). The two sides need not hold the same "
+    "layers: see their counts."
+)
+
 
 def read_reference(path: Path) -> pd.DataFrame:
-    """The published rows in the columns of the records, one for centering=off and one for centering=on each.
+    """Return the published rows in the columns of the records, one for centering=off and one for centering=on each.
 
     Raises:
-        ValueError: the file is absent, is no table, lacks columns or rows, or has a cell that is no number (named).
+        ValueError: the file is absent, not a table, lacks columns or rows, or has a cell that is not a number.
     """
     published = _checked(path, COLUMNS)
     last = published.groupby("model")["layer"].transform("max")
@@ -62,7 +77,7 @@ def read_reference(path: Path) -> pd.DataFrame:
 
 
 def read_trained_reference(path: Path) -> pd.DataFrame:
-    """The published trained SAEs, a row per layer with the columns `TopK init`, `TopK end`, ... of `recovery`.
+    """Return the published trained SAEs, a row per layer with the columns `TopK init`, `TopK end`, ... of `recovery`.
 
     Raises:
         ValueError: as for `read_reference`.
@@ -99,10 +114,57 @@ def _theory(gamma: pd.Series) -> dict[str, Any]:
 
 
 def in_published_domains(own: pd.DataFrame, published: pd.DataFrame) -> pd.DataFrame:
-    """`own` with each model in the domain that the published table gives it.
+    """Return `own` with each model in the domain that the published table gives it.
 
     The published table files gLM2 under language, and protein and genomic models under biology.
     """
     theirs = published.drop_duplicates("model").set_index("model")["domain"]
     merged = dict.fromkeys(("protein", "genomic"), "biology") if "biology" in set(theirs) else {}
     return own.assign(domain=own["model"].map(theirs).fillna(own["domain"].replace(merged)))
+
+
+def reference_tables(
+    inputs: Inputs, published: pd.DataFrame | None, published_trained: pd.DataFrame | None
+) -> Iterator[Table]:
+    """Make every table that the authors published too, published next to ours."""
+    if published is not None:
+        for name, one in sorted(TABLES.items()):
+            if one.keys:
+                theirs, own = one.make(Inputs(published)), _in_their_domains(one, inputs, published)
+                yield Table(f"reference_{name}", merge_published(theirs, own, one.keys), one.note)
+    if published_trained is not None:
+        own = recovery.recovery(inputs) if len(inputs.trained.runs) else pd.DataFrame()
+        if len(own):
+            own = in_published_domains(own, published_trained).reindex(columns=published_trained.columns)
+        frame = merge_published(published_trained, own, ["domain", "model", "layer"])
+        yield Table("reference_recovery", frame, recovery.NOTE)
+
+
+def _in_their_domains(one: Product, inputs: Inputs, published: pd.DataFrame) -> pd.DataFrame | None:
+    """Make our table with the published domains; None where our records have nothing for it."""
+    if inputs.natural.empty or one.is_blank(inputs):
+        return None
+    own: pd.DataFrame = one.make(replace(inputs, natural=in_published_domains(inputs.natural, published)))
+    return own
+
+
+def merge_published(published: pd.DataFrame, own: pd.DataFrame | None, keys: Sequence[str]) -> pd.DataFrame:
+    """Return `published ...` columns next to `own ...` ones, matched on `keys`; the published rows first."""
+    sides = {"own": own, "published": published}
+    named = [
+        _nullable_integers(frame).rename(columns={c: f"{side} {c}" for c in frame if c not in keys})
+        for side, frame in sides.items()
+        if frame is not None and len(frame)
+    ]
+    if len(named) == 1:
+        return named[0]
+    rows = pd.concat([frame[list(keys)] for frame in reversed(named)]).drop_duplicates()
+    for frame in named:
+        rows = rows.merge(frame, on=list(keys), how="left")
+    values = [c for c in published if c not in keys]
+    return rows[[*keys, *(f"{side} {c}" for c in values for side in sides)]]
+
+
+def _nullable_integers(frame: pd.DataFrame) -> pd.DataFrame:
+    """Keep counts whole numbers when a merge leaves cells empty."""
+    return frame.astype({c: "Int64" for c in frame.select_dtypes("integer").columns})

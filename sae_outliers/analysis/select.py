@@ -1,20 +1,21 @@
-"""Which records may stand in one table: `where=`, and settings in which records must agree.
+"""Which records are aggregated: `where=`, and the refusal to mix those whose settings differ.
 
-What is compared follows from the roles that settings have in `config`, and is read from the settings that every record
-keeps. No list of settings stands here: one that is added tomorrow is compared from then on.
+What may stand in one table follows from what each setting is declared to affect (`config.setting`): no setting is
+named here for being compared or not.
 """
 
 import json
+import shlex
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 
-from sae_outliers.config import Role, role_of
+from sae_outliers.config import Role, role_of, roles
 
-# Options that a column of the record repeats: the column's name is the shorter one to select by.
+# Settings that have a column of their own in the records, by which `where=` may name them.
 COLUMNS = {
     "model.name": "model",
     "data.name": "data",
@@ -28,190 +29,201 @@ COLUMNS = {
     "centering.name": "centering",
     "train.steps": "train_steps",
     "train.batch_size": "train_batch_size",
-    "train.n_tokens": "n_train",
     "train.lr": "lr",
     "train.b_dec_lr": "b_dec_lr",
     "train.warmup_steps": "warmup_steps",
     "train.decay_from": "decay_from",
     "train.dead_window": "dead_window",
-    **{same: same for same in ("preprocessing", "special_tokens", "n_eval", "seed", "sae_seed", "precision")},
+    "preprocessing": "preprocessing",
+    "precision": "precision",
+    "special_tokens": "special_tokens",
+    "n_eval": "n_eval",
+    "seed": "seed",
+    "sae_seed": "sae_seed",
 }
-FILES = "files"  # fingerprints of the local files that a run read; no option of the schema
-UNKNOWN = object()  # a setting that a record without settings does not tell
-SPEED = "fast_b_dec"  # whether b_dec has a higher learning rate than the rest
+OPTION_COLUMNS = {"sae.": "sae_options", "revival.": "revival_options"}  # JSON of a type's own options
+FILES = "files"  # of local files that a run read: it is in no schema, and former records lack it
+AT_INIT = ("activations", "init")
 
-Settings = Mapping[str, Any]
+
+class Scope(NamedTuple):
+    """The records among which a setting is compared: `label` names them, and `outside` holds for the others."""
+
+    label: str
+    outside: str
 
 
 class Mix(NamedTuple):
-    """A setting in which records differ that one table may not mix."""
+    """A setting in which records differ that one table may not mix.
 
-    column: str
-    counts: pd.Series  # records by value
-    only: tuple[str, Any] | None = None  # column and value of the group within which it is compared
+    Attributes:
+        setting: its column in the records, or its option where it has none.
+        counts: records by value, in ascending order.
+        scope: None where all are compared.
+    """
 
-
-# --- settings of records --------------------------------------------------------------------------------
-
-
-def settings_of_records(records: pd.DataFrame) -> list[Settings]:
-    """Return each record's settings; of one that has none, those that its columns repeat, and UNKNOWN for the rest."""
-    rows = records.to_dict("records")
-    return [row["settings"] if row.get("settings") else _FromColumns(row) for row in rows]
+    setting: str
+    counts: dict[Any, int]
+    scope: Scope | None = None
 
 
-class _FromColumns(dict[str, Any]):
-    """Settings of a record that has kept none, from its columns."""
-
-    def __init__(self, row: Mapping[Any, Any]) -> None:
-        super().__init__({option: row[column] for option, column in COLUMNS.items() if not _is_blank(row.get(column))})
-        for group in ("sae", "revival"):
-            options = json.loads(row.get(f"{group}_options") or "{}")
-            self.update({f"{group}.{name}": value for name, value in options.items()})
-
-    def get(self, key: str, default: Any = None) -> Any:
-        """A column that is empty says null; of an option without a column nothing is known."""
-        told = key in COLUMNS or key.startswith(("sae.", "revival."))
-        return super().get(key, default if told else UNKNOWN)
-
-
-def _is_blank(value: Any) -> bool:
-    return value is None or (isinstance(value, float) and value != value)
-
-
-def shown(value: Any) -> Any:
-    """Return a value as tables and conditions name it: a list as one string, None as null."""
-    if value is None:
-        return "null"
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(str(shown(item)) for item in value)}]"
-    return value
-
-
-# --- where ----------------------------------------------------------------------------------------------
+# --- where= ---------------------------------------------------------------------------------------------
 
 
 def select(records: pd.DataFrame, where: str | None) -> pd.DataFrame:
     """Return the records for which the condition holds.
 
-    It may name columns, and in backticks any option that a record's settings hold: `data.tokens_per_item`.
+    It may name their columns and, in backticks, any option that determines a result: `data.tokens_per_item` == 8.
 
     Raises:
-        ValueError: it is not a condition on the records' columns, or holds for none of them.
+        ValueError: it is no condition on the records' columns, or holds for none of them.
     """
     if where is None:
         return records
+    options = settings_table(records)
+    columns = pd.concat([records, options[[key for key in options if key not in records]]], axis="columns")
     try:
-        keep = with_options(records).eval(where, engine="python", local_dict={}, global_dict={})
+        keep = columns.eval(where, engine="python", local_dict={}, global_dict={})
     except Exception as error:  # pandas raises anything from SyntaxError to AttributeError on a malformed condition
         raise ValueError(f"where={where!r} is not a condition on the records' columns ({error})") from error
     if not (isinstance(keep, pd.Series) and keep.dtype == bool):
-        raise ValueError(f"where={where!r} is not a condition: it is not a boolean expression")
+        raise ValueError(f"where={where!r} is not a boolean expression over the records' columns")
     if not keep.any():
         raise ValueError(f"where={where!r} holds for none of the {len(records)} records")
     return records[keep].reset_index(drop=True)
 
 
-def with_options(records: pd.DataFrame) -> pd.DataFrame:
-    """Return the records with a column for every further option that their settings hold, and SPEED."""
-    settings = settings_of_records(records)
-    options = dict.fromkeys(option for one in settings for option in one if option not in COLUMNS)
-    added: dict[str, Any] = {
-        option: pd.Series([_told(one, option) for one in settings], index=records.index, dtype=object)
-        for option in options
-    }
-    if {"b_dec_lr", "lr"} <= set(records):
-        added[SPEED] = records["b_dec_lr"] > records["lr"]
-    return records.assign(**added)
+# --- settings of records --------------------------------------------------------------------------------
 
 
-def _told(settings: Settings, option: str) -> Any:
-    value = settings.get(option)
-    return "unknown" if value is UNKNOWN else shown(value)
+def settings_table(records: pd.DataFrame) -> pd.DataFrame:
+    """Return the settings that determine each record's result, a column per option in the schema's order.
 
-
-# --- comparability --------------------------------------------------------------------------------------
-
-
-def mixed_settings(records: pd.DataFrame) -> list[Mix]:
-    """Return the settings in which records differ that one table must not mix.
-
-    Settings of the training count among trained records only; those of a network and its data among the records of a
-    model, options of a type among the records of that type. Tables tell the values of an axis apart.
+    Cells are what JSON has for scalars; lists and the like are JSON text, so that a condition can name them. None: not
+    set, or not known where a record keeps no settings and the option has no column.
     """
-    mixed = [Mix("schema_version", counts) for counts in [_counted(records["schema_version"])] if len(counts) > 1]
-    settings = settings_of_records(records)
-    trained = (records["train_steps"] > 0).to_numpy()
-    everyone, those = range(len(records)), [i for i in range(len(records)) if trained[i]]
-    labels = _groups(records)
-    for option in _compared(settings):
-        role = _role(option)
-        groups: dict[Any, list[Any]] = {}
-        for i in those if role.affects == "training" else everyone:
-            value = _compared_value(settings[i], option)
-            if value is not UNKNOWN:
-                groups.setdefault(labels[role.within][i] if role.within else None, []).append(value)
-        for label, values in groups.items():
-            counts = _counted(values)
-            if len(counts) > 1:
-                only = (SPEED if role.within == "b_dec_speed" else role.within, label) if role.within else None
-                mixed.append(Mix(COLUMNS.get(option, option), counts, only))
-    return mixed
+    stated = records["settings"] if "settings" in records else pd.Series(None, index=records.index, dtype=object)
+    rows = [
+        _settings_in_columns(row) if settings is None else settings
+        for settings, row in zip(map(_mapping, stated), records.to_dict("records"), strict=True)
+    ]
+    keys = sorted({key for row in rows for key in row}, key=_place)
+    cells = {key: [_scalar(row.get(key)) for row in rows] for key in keys}
+    return pd.DataFrame(cells, index=records.index, dtype=object)
 
 
-def _groups(records: pd.DataFrame) -> dict[str, list[Any]]:
-    """Each record's group, for every way in which a setting may be compared within groups."""
-    fast = (records["b_dec_lr"] > records["lr"]).tolist()
-    return {name: records[name].tolist() for name in ("model", "sae", "revival", "centering")} | {"b_dec_speed": fast}
+def _mapping(settings: Any) -> Mapping[str, Any] | None:
+    return settings if isinstance(settings, Mapping) else None
 
 
-def _compared(settings: Sequence[Settings]) -> Iterator[str]:
-    """Yield the options that are compared, in the order in which records name them; columns come first."""
-    for option in dict.fromkeys([*COLUMNS, *(option for one in settings for option in one)]):
-        role = _role(option)
-        if role.affects != "nothing" and not role.axis:
-            yield option
+def _settings_in_columns(row: Mapping[Any, Any]) -> dict[str, Any]:
+    """Return what the columns of a record tell of its settings, for one whose config is lost."""
+    found = {key: row.get(column) for key, column in COLUMNS.items()}
+    found["train.n_tokens"] = row.get("n_train")
+    for prefix, column in OPTION_COLUMNS.items():
+        text = row.get(column)
+        found |= {prefix + key: value for key, value in json.loads(text if isinstance(text, str) else "{}").items()}
+    trained = (row.get("train_steps") or 0) > 0
+    return {key: value for key, value in found.items() if trained or role(key).affects != "training"}
 
 
-@cache
-def _role(option: str) -> Role:
-    """The role of an option; one that the schema no longer has counts as the strongest, since nobody can tell."""
-    if option == FILES:
+def _scalar(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        value = value.item()
+    if value is None or (isinstance(value, float) and np.isnan(value)):
+        return None
+    return value if isinstance(value, str | bool | int | float) else json.dumps(value, sort_keys=True)
+
+
+def role(key: str) -> Role:
+    """Return a setting's role; one that the schema does not have counts as the strongest, since nobody can tell."""
+    if key == FILES:
         return Role("activations", within="model")
     try:
-        return role_of(option)
+        return role_of(key)
     except KeyError:
         return Role("activations")
 
 
-def _compared_value(settings: Settings, option: str) -> Any:
-    value = settings.get(option)
-    if option == "train.b_dec_lr" and value is None:
-        value = settings.get("train.lr")
-    if option == FILES and value is None:
-        return UNKNOWN  # a record of an earlier version does not tell
-    return shown(value)
+def _place(key: str) -> tuple[int, str]:
+    """Return the place of a setting in the schema; an argument or option stands with what it belongs to."""
+    order = list(roles())
+    parents = [key.rsplit(".", depth)[0] for depth in range(key.count(".") + 1)]
+    for name in parents:
+        if name in order:
+            return order.index(name), key
+    of_group = [place for place, name in enumerate(order) if name.startswith(f"{parents[-1]}.")]
+    return (of_group[-1] if of_group else len(order)), key
 
 
-def _counted(values: Any) -> pd.Series:
-    """How many records there are of each value."""
-    counts = Counter(values)
-    in_order = sorted(counts, key=lambda value: (isinstance(value, str), value))
-    return pd.Series([counts[value] for value in in_order], index=pd.Index(in_order, dtype=object))
+def _is_known(key: str, records: pd.DataFrame, options: pd.DataFrame) -> pd.Series:
+    """Tell for each record whether an absent value means that the option is not set.
+
+    Columns hold all options of a type, and settings, where there are any, hold everything but the files.
+    """
+    known = options[key].notna()
+    if key != FILES and "settings" in records:
+        known |= records["settings"].map(_mapping).notna()
+    return known | (role(key).within in ("sae", "revival"))
+
+
+# --- which records may stand together -------------------------------------------------------------------
+
+
+def mixed_settings(records: pd.DataFrame) -> list[Mix]:
+    """Return the settings in which records differ that one table may not mix, in the schema's order.
+
+    Settings of the training are compared among trained records only, and each within what its role says.
+    """
+    options = settings_table(records)
+    trained = records["train_steps"] > 0
+    found = [Mix("schema_version", _count(records["schema_version"]))]
+    for key in map(str, options):
+        known, of = _is_known(key, records, options), role(key)
+        if of.affects == "nothing" or of.axis:
+            continue
+        rows = known & trained if of.affects == "training" else known
+        for scope, chosen in _scopes(of.within, records[rows]):
+            found.append(Mix(COLUMNS.get(key, key), _count(options[key].loc[chosen]), scope))
+    return [mix for mix in found if len(mix.counts) > 1]
+
+
+def _scopes(within: str, records: pd.DataFrame) -> Iterator[tuple[Scope | None, pd.Index]]:
+    """Split records into those that are compared with one another."""
+    if not within:
+        yield None, records.index
+    elif within == "b_dec_speed":
+        faster = records["b_dec_lr"] > records["lr"]
+        yield Scope("b_dec_lr > lr", "b_dec_lr <= lr"), records.index[faster]
+        yield Scope("b_dec_lr <= lr", "b_dec_lr > lr"), records.index[~faster]
+    else:
+        for name, rows in records.groupby(within):
+            yield Scope(f"{within}={name}", f"{within} != {_quoted(name)}"), rows.index
+
+
+def _count(values: Iterable[Any]) -> dict[Any, int]:
+    counts = Counter(map(_scalar, values))
+    return {value: counts[value] for value in sorted(counts, key=_ascending)}
+
+
+def _ascending(value: Any) -> tuple[int, Any]:
+    """Order numbers before texts before None."""
+    if value is None:
+        return 2, 0
+    return (1, value) if isinstance(value, str) else (0, value)
 
 
 def describe_mix(mixed: Sequence[Mix]) -> str:
-    """Return for example `n_eval (20000 in 33, 100000 in 2 of the records); seed (0 in 34, 1 in 1 of the records)`."""
+    """For example `n_eval (20000 in 33, 100000 in 2 of the records); seed (0 in 34, 1 in 1 of the records)`."""
     return "; ".join(
-        f"{mix.column}{f' of {mix.only[0]}={mix.only[1]}' if mix.only else ''} "
-        f"({', '.join(f'{_brief(value)} in {n}' for value, n in mix.counts.items())} of the records)"
+        f"{mix.setting}{f' of {mix.scope.label}' if mix.scope else ''} "
+        f"({', '.join(f'{_shown(value)} in {n}' for value, n in mix.counts.items())} of the records)"
         for mix in mixed
     )
 
 
-def _brief(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+def _shown(value: Any) -> str:
+    return "null" if value is None else str(value)
 
 
 def check_mixed(records: pd.DataFrame, allow: bool) -> list[Mix]:
@@ -220,7 +232,7 @@ def check_mixed(records: pd.DataFrame, allow: bool) -> list[Mix]:
     Raises:
         ValueError: there are any, and `allow` does not let them pass, or the records are of different versions.
     """
-    versions = Mix("schema_version", _counted(records["schema_version"]))
+    versions = Mix("schema_version", _count(records["schema_version"]))
     if len(versions.counts) > 1:
         raise ValueError(mixed_settings_error(f"The records differ in {describe_mix([versions])}", "", versions))
     planted = records["planted_gamma"].notna()
@@ -242,53 +254,59 @@ def mixed_settings_error(what: str, others: str, mix: Mix) -> str:
 
     `others` is the beginning of a condition, which keeps the records that are not concerned.
     """
-    values = mix.counts.index.tolist()  # Python values, for their repr
-    of_schema = mix.column == "schema_version"
-    if mix.only:
-        others += f"{mix.only[0]} != {_quoted(mix.only[1])} or "
-    value = values[-1] if of_schema else values[int(mix.counts.argmax())]
-    where = f"{others}{_condition(mix.column, value)}"
+    of_schema = mix.setting == "schema_version"
+    value = max(mix.counts) if of_schema else max(mix.counts, key=lambda value: mix.counts[value])
+    name = mix.setting if mix.setting.isidentifier() else f"`{mix.setting}`"
+    outside = f"{mix.scope.outside} or " if mix.scope else ""
+    where = f"{others}{outside}{name}" + (".isna()" if value is None else f" == {_quoted(value)}")
     return (
-        f"{what}, so their figures do not belong in one table: narrow them, for example with 'where={_quoted(where)}'"
-        + ("" if of_schema else ", or pass allow_mixed=true")
+        f"{what}, so their figures do not belong in one table: narrow them, for example with "
+        f"{shlex.quote(f'where={_quoted(where)}')}" + ("" if of_schema else ", or pass allow_mixed=true")
     )
 
 
-def _condition(column: str, value: Any) -> str:
-    if column in COLUMNS.values() and value == "null":
-        return f"{column}.isna()"
-    name = column if column.isidentifier() else f"`{column}`"
-    return f"{name} == {_quoted(value)}"
-
-
 def _quoted(value: object) -> str:
-    """As pandas' query language and Hydra's grammar both read it, without single quotes: the shell needs those."""
+    """Quote as pandas' query language and Hydra's grammar both read it."""
     return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
+
+
+def mixed_note(mixed: Sequence[Mix]) -> str:
+    """Say what allow_mixed let in, for the note below each table."""
+    if not mixed:
+        return ""
+    return (
+        f" Mixed, since allow_mixed=true: {describe_mix(mixed)}. Each setting and seed of a layer is "
+        "a row of its own in means, medians and ρ; counts of layers and resampling take them as one."
+    )
+
+
+# --- one record for each figure at initialisation -------------------------------------------------------
 
 
 def measured_once(records: pd.DataFrame, by_sae: bool = False) -> pd.DataFrame:
     """Return one record for each figure at initialisation, so that no layer counts twice.
 
     At initialisation an SAE does not depend on how it will be trained, nor (unless `by_sae`) on its type: a
-    trained record is preferred to one without training, topk to relu. Records that differ in any other setting are
-    other figures.
+    trained record is preferred to one without training, topk to relu.
     """
-    of_init = [_at_initialisation(one, by_sae) for one in settings_of_records(records)]
-    preferred = records.assign(_init=of_init, _type=records["sae"].ne("topk"), _untrained=-records["train_steps"])
-    preferred = preferred.sort_values(["_type", "_untrained"], kind="stable")
-    preferred = preferred.drop_duplicates(["model", "layer", "centering", "schema_version", "_init"])
-    return preferred.sort_index().drop(columns=["_init", "_type", "_untrained"])
+    if records.empty:
+        return records
+    options = settings_table(records)
+    key = records[["model", "layer", "centering", "schema_version", "planted_gamma", *(["sae"] if by_sae else [])]]
+    for name in map(str, options):
+        of = role(name)
+        of_type = name == "sae.name" or of.within == "sae"
+        if of.affects in AT_INIT and (by_sae or not of_type):
+            key = key.assign(**{name: _filled(name, records, options).map(repr)})
+    preferred = pd.DataFrame({"type": records["sae"].ne("topk"), "untrained": -records["train_steps"]})
+    order = preferred.sort_values(["type", "untrained"], kind="stable").index
+    return records[~key.loc[order].duplicated().reindex(records.index)]
 
 
-def _at_initialisation(settings: Settings, by_sae: bool) -> str:
-    """All settings that figures at initialisation depend on, as one key."""
-    kept = {
-        option: shown(value)
-        for option, value in settings.items()
-        if _role(option).affects in ("activations", "init") and (by_sae or not _is_of_the_type(option))
-    }
-    return json.dumps(kept, sort_keys=True, default=str)
-
-
-def _is_of_the_type(option: str) -> bool:
-    return option == "sae.name" or _role(option).within == "sae"
+def _filled(key: str, records: pd.DataFrame, options: pd.DataFrame) -> pd.Series:
+    """Return a setting's values; where a record does not know its own, the first that its model has."""
+    known = _is_known(key, records, options)
+    if known.all():
+        return options[key]
+    first = options.loc[known, key].groupby(records.loc[known, "model"]).agg(lambda values: values.iloc[0])
+    return options[key].where(known, records["model"].map(first))

@@ -1,4 +1,4 @@
-"""What becomes of each feature: the values of the `fate` columns of features.parquet."""
+"""What features.parquet says of each feature of a run's SAE."""
 
 from enum import IntEnum
 

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
-from sae_outliers.analysis.figures import STYLE
+from sae_outliers.analysis.figures.style import STYLE
 from tests.benchmarks.fresh import DEATH, TRAINING
 
 LOOKS = {TRAINING: ("#D55E00", "o"), DEATH: ("#0072B2", "s")}  # two of Okabe and Ito's colours

@@ -1,0 +1,56 @@
+"""Every registered table and figure that the inputs have something for."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from sae_outliers.analysis.figures import FIGURES
+from sae_outliers.analysis.inputs import Inputs, Product
+from sae_outliers.analysis.tables import TABLES
+from sae_outliers.analysis.write import FIGURE_KINDS, TABLE_KINDS, Table
+from sae_outliers.utils.registry import Registry
+
+PREFIXES = ("", "reference_")  # of what is made of our records, and of published ones
+
+
+def measured_columns() -> list[str]:
+    """Return the columns that any table or figure shows."""
+    products = [one for registry in (TABLES, FIGURES) for _, one in registry.items()]
+    return sorted({column for one in products for column in one.columns})
+
+
+def make_tables(inputs: Inputs) -> Iterator[Table]:
+    for name, one in _possible(TABLES, inputs):
+        frame = one.make(inputs)
+        if len(frame):
+            yield Table(name, frame, one.note)
+
+
+def make_figures(inputs: Inputs) -> Iterator[tuple[str, Figure]]:
+    for name, one in _possible(FIGURES, inputs):
+        figure = one.make(inputs)
+        if figure is not None:
+            yield name, figure
+
+
+def _possible(registry: Registry[Product], inputs: Inputs) -> Iterator[tuple[str, Product]]:
+    for name, one in sorted(registry.items()):
+        if len(inputs.rows(one.source)) and not one.is_blank(inputs):
+            yield name, one
+
+
+def left_out(inputs: Inputs) -> list[str]:
+    """Say which tables and figures no record has a column for, and which columns these are."""
+    blank = {
+        name: one for registry in (TABLES, FIGURES) for name, one in sorted(registry.items()) if one.is_blank(inputs)
+    }
+    return [f"{name} (no record has {' or '.join(one.columns)})" for name, one in blank.items()]
+
+
+def remove_stale(results_dir: Path) -> None:
+    """Delete what an earlier call wrote: of other records, it must not stand next to what this one writes."""
+    for folder, registry, kinds in (("tables", TABLES, TABLE_KINDS), ("figures", FIGURES, FIGURE_KINDS)):
+        for name in (f"{prefix}{name}" for prefix in PREFIXES for name in registry):
+            for kind in kinds:
+                (results_dir / folder / f"{name}.{kind}").unlink(missing_ok=True)

@@ -1,0 +1,129 @@
+"""Records of trained SAEs with what their runs left on disk: death curves, and the fate of every feature."""
+
+import os
+from concurrent.futures import Executor, ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from sae_outliers.analysis.conditions import condition_name, conditions_among
+from sae_outliers.analysis.stats import auc, tokens_to_half
+from sae_outliers.results.features import Fate
+
+CURVE_OWNER = ["run_dir", "model", "layer", "sae", "revival", "centering", "condition", "gamma", "planted_gamma"]
+MIN_DEAD = 10  # half of fewer features is a matter of chance
+
+
+class Features(NamedTuple):
+    """A summary of a run's features.
+
+    Attributes:
+        fates: int64 [3, 3], features by `Fate` at initialisation (row) and after training (column).
+        alignment: the columns of the table `alignment` that are not the run's own.
+    """
+
+    fates: NDArray[np.int64]
+    alignment: dict[str, float]
+
+
+class Trained(NamedTuple):
+    """Trained records, natural and planted (`planted_gamma` is NaN where natural), and their death curves.
+
+    Attributes:
+        runs: a row per record, with its `condition`, `half_topk` and `half_relu` in training tokens, and `features`,
+            a Features or None where they are not on disk.
+        curves: a row per point of a run, with the columns CURVE_OWNER of its record; empty where no run has curves on
+            disk.
+    """
+
+    runs: pd.DataFrame
+    curves: pd.DataFrame
+
+
+def read_trained(records: pd.DataFrame) -> Trained:
+    """Return the trained ones among `records`, in the order of model, layer, planted γ and condition."""
+    runs = records[records["train_steps"] > 0]
+    kinds = zip(runs["sae"], runs["revival"], runs["centering"], runs["b_dec_lr"] > runs["lr"], strict=True)
+    runs = runs.assign(
+        condition=[condition_name(*kind) for kind in kinds],
+        planted_gamma=pd.to_numeric(runs["planted_gamma"]),  # of objects, where all are None
+        tokens_trained=runs["train_steps"] * runs["train_batch_size"],
+    )
+    order = list(conditions_among(runs["condition"]))
+    runs = runs.assign(_place=runs["condition"].map(order.index)).sort_values(
+        ["model", "layer", "planted_gamma", "_place", "seed", "sae_seed"], na_position="first", ignore_index=True
+    )
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # reading and sorting release Python's lock
+        features = list(pool.map(read_features, runs["run_dir"]))
+        curves = read_curves(runs, pool)
+    runs = runs.assign(features=pd.Series(features, index=runs.index, dtype=object))
+    return Trained(with_half_times(runs.drop(columns="_place"), curves), curves)
+
+
+def read_curves(runs: pd.DataFrame, pool: Executor) -> pd.DataFrame:
+    """Return the death curves of all runs that have theirs on disk, with the run that each belongs to."""
+    read = pool.map(lambda run_dir: _read(run_dir, "curves.parquet"), runs["run_dir"])
+    found = {run_dir: curve for run_dir, curve in zip(runs["run_dir"], read, strict=True) if curve}
+    if not found:
+        return pd.DataFrame()
+    points = pa.concat_tables(found.values(), promote_options="permissive").to_pandas(ignore_metadata=True)
+    of_run = runs[CURVE_OWNER].set_index("run_dir", drop=False).loc[list(found)]
+    owners = of_run.take(np.repeat(np.arange(len(found)), [len(curve) for curve in found.values()]))
+    return pd.concat([points, owners.reset_index(drop=True)], axis="columns")
+
+
+def read_features(run_dir: str) -> Features | None:
+    """Return the summary of a run's features; None where the file is not on disk."""
+    columns = ["fate_init", "fate_final", "alignment_init"]
+    table = _read(run_dir, "features.parquet", columns)
+    if not table:
+        return None
+    before, after, alignment = (table[name].to_numpy() for name in columns)
+    return Features(_count_fates(before, after), _predict_fates(before, after, alignment))
+
+
+def _read(run_dir: str, name: str, columns: list[str] | None = None) -> pa.Table | None:
+    """Return None where there is no such file. pandas takes ten times as long for these small files."""
+    try:
+        with pq.ParquetFile(f"{run_dir}/{name}") as file:
+            return file.read(columns, use_threads=False)
+    except FileNotFoundError:
+        return None
+
+
+def with_half_times(runs: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
+    """Add `half_topk` and `half_relu` by `tokens_to_half`; NaN where fewer than MIN_DEAD were dead at first."""
+    found = {}
+    points = curves.groupby("run_dir").indices if len(curves) else {}
+    for death in ("topk", "relu"):
+        columns = ["tokens", f"dead_pct_{death}"]
+        curve = curves[columns].to_numpy(float) if len(curves) else np.empty((0, 2))
+        times = {run_dir: tokens_to_half(*curve[rows].T) for run_dir, rows in points.items()}
+        dead = (runs[f"dead_pct_init_{death}"] * runs["n_features"] / 100).round()
+        found[f"half_{death}"] = runs["run_dir"].map(times).astype(float).where(dead >= MIN_DEAD)
+    return runs.assign(**found)
+
+
+def _count_fates(before: NDArray[np.int8], after: NDArray[np.int8]) -> NDArray[np.int64]:
+    n = len(Fate)
+    return np.bincount(n * before.astype(np.int64) + after, minlength=n * n).reshape(n, n)
+
+
+def _predict_fates(
+    before: NDArray[np.int8], after: NDArray[np.int8], alignment: NDArray[np.float32]
+) -> dict[str, float]:
+    """Measure how well pointing away from μ predicts death at initialisation, and that it lasts."""
+    away = -alignment
+    relu, topk, still = before == Fate.NEVER_POSITIVE, before != Fate.ALIVE, after != Fate.ALIVE
+    return {
+        "dead by ReLU": 100 * relu.mean(),
+        "dead by TopK": 100 * topk.mean(),
+        "recovered": 100 * (1 - still[topk].mean()) if topk.any() else float("nan"),
+        "AUC dead by ReLU": auc(away[relu], away[~relu]),
+        "AUC dead by TopK": auc(away[topk], away[~topk]),
+        "AUC still dead": auc(away[topk & still], away[topk & ~still]),
+    }
