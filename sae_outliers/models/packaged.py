@@ -13,7 +13,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from sae_outliers.utils.package_cache import cache_folder, distribution_version, package_folder
+from sae_outliers.utils.package_cache import cache_folder, distribution_version, install_command, package_folder
 
 Convert = Callable[[Path, Path], None]  # writes the second folder from the package in the first
 
@@ -50,7 +50,7 @@ def package_file(module: str, package: str, path: str) -> Path:
     """A file of a package. Raises FileNotFoundError if the installed version does not carry it."""
     file = package_folder(module, package) / path
     if not file.is_file():
-        raise FileNotFoundError(f"the installed {package} carries no {path}: run `make weights`")
+        raise FileNotFoundError(f"the installed {package} carries no {path}: run `{install_command(package)}`")
     return file
 
 

@@ -13,12 +13,14 @@ PACKAGES = ("sae-outliers", "torch", "transformers", "timm", "datasets", "numpy"
 
 
 def git_commit() -> str:
-    """The commit of the code, with `-dirty` if files differ from it; `unknown` outside a checkout.
+    """Return the commit of the code, with `-dirty` if files differ from it; `unknown` outside a checkout.
 
     A copy of the code that jobs run from names the commit in a file.
     """
     if (CHECKOUT / "COMMIT").is_file():
         return (CHECKOUT / "COMMIT").read_text().strip()
+    if not (CHECKOUT / ".git").exists():  # git would name the commit of a repository that an environment lies in
+        return "unknown"
     try:
         done = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=40", "--match="],

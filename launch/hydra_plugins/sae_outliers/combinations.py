@@ -14,9 +14,10 @@ from typing import Any
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, Override
-from hydra_plugins.sae_outliers.own_models import CONF_OWN
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
+
+from sae_outliers.paths import is_globbed
 
 Combination = tuple[str, ...]
 
@@ -96,6 +97,5 @@ class Combinations:
         return found
 
     def _options(self, group: str) -> list[str]:
-        """Options of a group in conf/ itself: those in conf/own/ say nothing until they are given a name or a path."""
-        own = {path.stem for path in (CONF_OWN / group).glob("*.yaml")}
-        return [option for option in self.config_loader.get_group_options(group) if option not in own]
+        """Options of a group that a glob takes in."""
+        return [option for option in self.config_loader.get_group_options(group) if is_globbed(group, option)]

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from sae_outliers.models.backbone import Backbone, Batch
 from sae_outliers.models.windows import Windows, around
+from sae_outliers.utils.package_cache import install_command
 
 WEIGHTS = "data/weights/esm3_sm_open_v1.pth"  # the path in the hub's repository, which holds other networks as well
 HEAD = 64  # width of an attention head in every ESM3: the one size that cannot be read off the weights
@@ -59,7 +60,7 @@ def _network(weights: dict[str, Tensor]) -> tuple[Any, Any]:
         from esm.models.esm3 import ESM3
         from esm.tokenization import EsmSequenceTokenizer
     except ImportError as error:
-        raise ModuleNotFoundError(f"esm cannot be imported ({error}): run `make esm`") from error
+        raise ModuleNotFoundError(f"esm cannot be imported ({error}): run `{install_command('esm')}`") from error
     tokenizer = EsmSequenceTokenizer()
     d_model = weights["encoder.sequence_embed.weight"].shape[1]
     module = ESM3(
