@@ -2,7 +2,7 @@
 
     python -m sae_outliers.aggregate results_dir=results
     python -m sae_outliers.aggregate 'where="train_steps == 0 and n_eval == 20000"'
-    python -m sae_outliers.aggregate reference=init_stats.csv expected=conf/model
+    python -m sae_outliers.aggregate reference=init_stats.csv expected=paper
 
 `where` is a condition on the columns of the records, in pandas' query language. `reference` is a copy of the
 authors' published table of 454 model-layers: the same figures are computed from it and laid beside the own.
@@ -28,7 +28,7 @@ from sae_outliers.analysis import figures, recovery, recovery_figures, tables
 from sae_outliers.analysis.recovery import Trained
 from sae_outliers.analysis.reference import in_published_domains, read_reference, read_trained_reference
 from sae_outliers.analysis.tables import Mix, Table
-from sae_outliers.paths import CONF
+from sae_outliers.paths import CONF, PAPER_MODELS
 from sae_outliers.results.record import Record, read_records
 
 
@@ -37,7 +37,8 @@ class AggregateConfig:
     results_dir: str = "results"
     where: str | None = None  # aggregate only the records for which this condition on their columns holds
     allow_mixed: bool = False  # put records with different settings into one table
-    expected: str | None = None  # folder of model configs whose layers are expected besides those of the models seen
+    # whose layers are expected besides those of the models seen: `paper`, or a folder of model configs
+    expected: str | None = None
     reference: str | None = None  # CSV file with the columns of the authors' published table
     reference_trained: str | None = None  # CSV file with the columns of their table of trained SAEs
 
@@ -181,13 +182,15 @@ def _quoted(value: object) -> str:
 
 
 def layers_listed_in(folder: Path) -> dict[str, range]:
-    """The layers that the model configs in `folder` offer, by model.
+    """The layers that the model configs in `folder` offer, by model; `paper` and the project's conf/model: the paper's.
 
     Raises:
         ValueError: the folder holds no model config, or one lacks its name or last layer (named).
     """
     listed = {}
-    for path in sorted(folder.glob("*.yaml")):
+    is_paper = folder == Path("paper") or folder.resolve() == (CONF / "model").resolve()
+    paper = [CONF / "model" / f"{name}.yaml" for name in sorted(PAPER_MODELS)]
+    for path in paper if is_paper else sorted(folder.glob("*.yaml")):
         config = OmegaConf.load(path)
         model = config.get("model", config) if isinstance(config, DictConfig) else {}
         if "name" not in model or "last_layer" not in model:
