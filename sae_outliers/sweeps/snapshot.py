@@ -27,11 +27,8 @@ def take_snapshot(folder: Path, *without: Path) -> Path:
             continue
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(source, folder / path)
-    own = user_conf()
-    for path in own.rglob("*.yaml") if own else ():
-        copy = folder / COPIED_CONF / path.relative_to(own)
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(path, copy)
+    if own := user_conf():
+        shutil.copytree(own, folder / COPIED_CONF, ignore=_but_yamls, dirs_exist_ok=True)
     (folder / "COMMIT").write_text(git_commit() + "\n")
     return folder
 
@@ -47,6 +44,10 @@ def _files() -> Iterator[str]:
         found = list(_below(*IN_CHECKOUT))
     yield from (path for path in found if path and (CHECKOUT / path).is_file())  # one that was deleted is still listed
     yield from _below(LOCAL_DEFAULTS)
+
+
+def _but_yamls(folder: str, names: list[str]) -> set[str]:
+    return {name for name in names if not name.endswith(".yaml") and not Path(folder, name).is_dir()}
 
 
 def _below(*folders: str) -> Iterator[str]:
