@@ -40,8 +40,10 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     write(
         tmp_path / "conf",
-        model__mine=SPARSE.replace("name: synthetic", "name: mine").replace("domain: synthetic", "domain: audio"),
-        model__ours__first="name: first\nlast_layer: {_target_: their.count}\nloader: {_target_: their.load}",
+        model__of_a_user=SPARSE.replace("name: synthetic", "name: of_a_user").replace(
+            "domain: synthetic", "domain: audio"
+        ),
+        model__folder_of_a_user__first="name: first\nlast_layer: {_target_: their.count}\nloader: {}",
         local__default="# @package _global_\nseed: 7\n",
         revival__gentle="name: gentle\n_target_: their.Gentle\nhow_gently: 3\n",
         config="another: Hydra project's\n",
@@ -94,10 +96,12 @@ def test_the_command_loads_nothing_before_it_knows_what_it_is_to_do() -> None:
 def test_a_model_in_the_users_folder_is_an_option_and_not_one_of_the_papers(
     own: Path, combinations: Callable[..., Any]
 ) -> None:
-    assert (composed("model=mine").model.name, composed("model=mine").model.domain) == ("mine", "audio")
+    assert (composed("model=of_a_user").model.name, composed("model=of_a_user").model.domain) == ("of_a_user", "audio")
     globbed = {overrides[0] for overrides in combinations("model=glob(*)").all}
     assert globbed == {f"model={name}" for name in paths.PAPER_MODELS}
-    assert [overrides[0] for overrides in combinations("model=glob(ours/*)").all] == ["model=ours/first"]
+    assert [overrides[0] for overrides in combinations("model=glob(folder_of_a_user/*)").all] == [
+        "model=folder_of_a_user/first"
+    ]
 
 
 def test_the_users_defaults_and_options_count_and_another_projects_config_does_not(own: Path) -> None:
@@ -111,9 +115,13 @@ def test_the_users_defaults_and_options_count_and_another_projects_config_does_n
 
 def test_the_listing_shows_the_users_models_last_whatever_their_domain(own: Path) -> None:
     listed = {row["model"]: row for row in rows()}
-    assert list(listed)[-2:] == ["ours/first", "mine"] or list(listed)[-2:] == ["mine", "ours/first"]
-    assert (listed["mine"]["source"], listed["mine"]["domain"], listed["mine"]["layers"]) == ("yours", "audio", "1")
-    assert listed["ours/first"]["layers"] == "1-"  # counted when it is loaded
+    assert {"of_a_user", "folder_of_a_user/first"} <= {*list(listed)[26:]}  # after the paper's 19 and 7 from packages
+    assert (listed["of_a_user"]["source"], listed["of_a_user"]["domain"], listed["of_a_user"]["layers"]) == (
+        "yours",
+        "audio",
+        "1",
+    )
+    assert listed["folder_of_a_user/first"]["layers"] == "1-"  # counted when it is loaded
     write(own, model__half="license: MIT\n")
     with pytest.raises(ValueError, match=r"model/half\.yaml is no model config: it says no name"):
         rows()
@@ -135,11 +143,11 @@ def test_a_model_that_a_user_adds_to_a_checkout_is_not_one_of_the_papers(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(listing, "CONF", tmp_path / "conf")
     monkeypatch.setattr(paths, "CONF", tmp_path / "conf")
-    write(tmp_path / "conf", model__mine="name: mine\nlast_layer: 3\n")
+    write(tmp_path / "conf", model__of_a_user="name: of_a_user\nlast_layer: 3\n")
     assert paths.user_conf() is None
-    assert [(row["model"], row["layers"]) for row in rows() if row["source"] == "yours"] == [("mine", "1-3")]
-    assert not paths.is_globbed("model", "mine")
-    assert paths.is_globbed("sae", "mine")
+    assert {row["model"]: (row["source"], row["layers"]) for row in rows()}["of_a_user"] == ("yours", "1-3")
+    assert not paths.is_globbed("model", "of_a_user")
+    assert paths.is_globbed("sae", "of_a_user")
 
 
 def test_a_profile_of_the_users_cluster_stands_in_their_folder(own: Path) -> None:
@@ -193,7 +201,15 @@ def run(installed: Path, *command: str, cwd: Path, **variables: str) -> str:
     return done.stdout + done.stderr
 
 
-RUN = ("model=mine", "train=none", "n_eval=300", "sae.n_features=64", "sae.k=8", "tracker=none", "results_dir=results")
+RUN = (
+    "model=of_a_user",
+    "train=none",
+    "n_eval=300",
+    "sae.n_features=64",
+    "sae.k=8",
+    "tracker=none",
+    "results_dir=results",
+)
 
 
 @pytest.mark.wheel
@@ -219,7 +235,7 @@ def test_its_console_command_sweeps_a_users_own_model_and_aggregates(
     shown = run(installed, sae_outliers, "run", "-m", *RUN, "centering=off,on", cwd=tmp_path)
     assert "2 job(s) done, 0 finished before, 0 failed" in shown
     records = read_records(tmp_path / "results")
-    assert records["model"].tolist() == ["mine", "mine"]
+    assert records["model"].tolist() == ["of_a_user", "of_a_user"]
     assert set(records["git_commit"]) == {"unknown"}
     assert set(records["seed"]) == {7}
     assert "results/tables: spearman" in run(installed, sae_outliers, "aggregate", "expected=paper", cwd=tmp_path)
@@ -236,5 +252,5 @@ def test_a_job_runs_a_copy_of_it_as_it_was_when_it_was_submitted(installed: Path
     shutil.rmtree(own)
     path = f"{code}:{code / 'launch'}:{later}"
     shown = run(later, sys.executable, "-m", "sae_outliers.run", *RUN, cwd=tmp_path, PYTHONPATH=path)
-    assert "mine layer 1, topk" in shown
+    assert "of_a_user layer 1, topk" in shown
     assert set(read_records(tmp_path / "results")["seed"]) == {7}
