@@ -4,7 +4,7 @@
     python -m sae_outliers.status watch=5      # again every 5 seconds
     python -m sae_outliers.status retry=true   # run the commands again that have failed or missing runs (make retry)
 
-`states` says what the states mean, `pace` where speed and time left come from.
+sweeps/state.py says what the states mean, sweeps/throughput.py where speed and time left come from.
 """
 
 import subprocess
@@ -21,13 +21,19 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from tabulate import tabulate
 
-from sae_outliers.sweeps.manifest import Launched, Manifest, read_manifests
-from sae_outliers.sweeps.slurm.queue import slurm_queue
-from sae_outliers.sweeps.state import STATES, Run, Sweeps
-from sae_outliers.sweeps.throughput import Pace, last_line, pace_of_extraction, pace_of_run, seconds_left
+from sae_outliers.sweeps.manifest import Manifest, read_manifests
+from sae_outliers.sweeps.state import STATES, RunState, Sweeps
+from sae_outliers.sweeps.task import Task
+from sae_outliers.sweeps.throughput import (
+    Throughput,
+    extraction_throughput,
+    last_line,
+    run_throughput,
+    seconds_left,
+)
+from sae_outliers.utils.progress import duration
 
-CLEAR = "\x1b[H\x1b[2J"
-SILENT = "squeue does not answer: jobs of SLURM's without a record and a held lock are counted as failed\n"
+CLEAR_SCREEN = "\x1b[H\x1b[2J"
 
 
 @dataclass
@@ -47,7 +53,7 @@ def main(arguments: Sequence[str]) -> None:
         while config.watch is not None:
             time.sleep(config.watch)
             text = status(results_dir)
-            print(CLEAR if sys.stdout.isatty() else "\n", text, sep="", end="", flush=True)
+            print(CLEAR_SCREEN if sys.stdout.isatty() else "\n", text, sep="", end="", flush=True)
     except OmegaConfBaseException as error:
         sys.exit(str(error).splitlines()[0])
     except ValueError as error:
@@ -60,39 +66,40 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def status(results_dir: Path) -> str:
-    """The table, failed tasks and running ones, as plain text.
+    """Return the table, failed tasks and running ones, as plain text.
 
     Raises:
         ValueError: a manifest cannot be read.
     """
-    sweeps = Sweeps(results_dir, read_manifests(results_dir), slurm_queue())
+    sweeps = Sweeps(results_dir, read_manifests(results_dir))
     runs = sweeps.runs()
     if not runs:
         return f"{results_dir}: no runs and no sweeps yet\n"
-    paces = {run.directory: pace_of_run(run.directory, _log(run)) for run in runs if run.state == "running"}
+    speeds = {run.directory: run_throughput(run.directory, _log(run)) for run in runs if run.state == "running"}
     now = datetime.now().strftime("%Y-%m-%d %H:%M:%S")
     parts = [f"{results_dir}: {len(sweeps.manifests)} sweep(s), {len(runs)} run(s), {now}\n"]
-    parts += [SILENT] if sweeps.needs_squeue() else []
-    parts.append(_table(runs, paces) + "\n")
+    if sweeps.is_unsure():
+        parts.append(f"{sweeps.no_answer}: jobs that have no record and hold no lock are counted as failed\n")
+    parts.append(_table(runs, speeds) + "\n")
     parts += _listed("failed", _failures(runs, sweeps))
-    parts += _listed("running", [*map(_extraction_line, sweeps.extractions()), *_running_lines(runs, paces)])
+    parts += _listed("running", [*map(_extraction_line, sweeps.extractions()), *_running_lines(runs, speeds)])
     return "\n".join(parts)
 
 
-def _table(runs: Sequence[Run], paces: dict[Path, Pace]) -> str:
+def _table(runs: Sequence[RunState], speeds: dict[Path, Throughput]) -> str:
     models = sorted({run.model for run in runs})
-    rows = [_row(model, [run for run in runs if run.model == model], paces) for model in models]
-    rows.append(_row("total", runs, paces))
+    rows = [_row(model, [run for run in runs if run.model == model], speeds) for model in models]
+    rows.append(_row("total", runs, speeds))
     return tabulate(rows, headers="keys", tablefmt="simple", disable_numparse=True, colalign=_ALIGN)
 
 
 _ALIGN = ("left", *("right",) * (len(STATES) + 3))
 
 
-def _row(model: str, runs: Sequence[Run], paces: dict[Path, Pace]) -> dict[str, str]:
+def _row(model: str, runs: Sequence[RunState], speeds: dict[Path, Throughput]) -> dict[str, str]:
     counts = Counter(run.state for run in runs)
-    mine = [paces[run.directory] for run in runs if run.directory in paces]
-    speed = sum(pace.per_second or 0.0 for pace in mine)
+    mine = [speeds[run.directory] for run in runs if run.directory in speeds]
+    speed = sum(one.per_second or 0.0 for one in mine)
     return {
         "model": model,
         "runs": str(len(runs)),
@@ -102,71 +109,62 @@ def _row(model: str, runs: Sequence[Run], paces: dict[Path, Pace]) -> dict[str, 
     }
 
 
-def duration(seconds: float | None) -> str:
-    if seconds is None:
-        return ""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
-
-
 def _listed(title: str, lines: Iterable[str]) -> list[str]:
     lines = list(lines)
     return [f"{title}:", *(f"  {line}" for line in lines), ""] if lines else []
 
 
-def _log(run: Run) -> str | None:
+def _log(run: RunState) -> str | None:
     return run.task.log if run.task else None
 
 
-def _failures(runs: Sequence[Run], sweeps: Sweeps) -> list[str]:
-    """Two lines for each task that has a failed run: what it said last, and where."""
+def _failures(runs: Sequence[RunState], sweeps: Sweeps) -> list[str]:
+    """Return two lines for each task that has a failed run: its last line of output, and where that is."""
     failed = {id(run.task): run.task for run in runs if run.state == "failed" and run.task}
     return [line for task in failed.values() for line in _failure(task, sweeps)]
 
 
-def _failure(task: Launched, sweeps: Sweeps) -> tuple[str, str]:
-    if said := last_line(task.log):
-        return f"{task.name}: {said}", f"  {task.log}"
+def _failure(task: Task, sweeps: Sweeps) -> tuple[str, str]:
+    if last := last_line(task.log):
+        return f"{task.name}: {last}", f"  {task.log}"
     extraction = sweeps.extraction_for(task)
-    if extraction and (said := last_line(extraction.log)):
-        return f"{task.name}: it wrote nothing; its activations: {said}", f"  {extraction.log}"
+    if extraction and (last := last_line(extraction.log)):
+        return f"{task.name}: it wrote nothing; its activations: {last}", f"  {extraction.log}"
     return f"{task.name}: it wrote nothing", f"  {task.log or 'no log'}"
 
 
-def _running_lines(runs: Sequence[Run], paces: dict[Path, Pace]) -> Iterable[str]:
+def _running_lines(runs: Sequence[RunState], speeds: dict[Path, Throughput]) -> Iterable[str]:
     for run in runs:
         if run.state == "running":
             name = run.task.name if run.task else f"{run.model} layer {run.layer}"
-            yield f"{name} ({run.directory.name}): {_how_far(paces[run.directory], 'step')}"
+            yield f"{name} ({run.directory.name}): {_how_far(speeds[run.directory], 'step')}"
 
 
-def _extraction_line(task: Launched) -> str:
-    model = Path(task.store).name.rpartition("-")[0]
-    return f"{task.name}: {_how_far(pace_of_extraction(model, task.log), 'token')}"
+def _extraction_line(task: Task) -> str:
+    return f"{task.name}: {_how_far(extraction_throughput(task.model, task.log), 'token')}"
 
 
-def _how_far(pace: Pace, unit: str) -> str:
-    if not pace.total:
+def _how_far(at: Throughput, unit: str) -> str:
+    if not at.total:
         return "no steps yet"
-    speed = f", {pace.per_second:.0f} tokens/s, {duration(seconds_left([pace], 0))} left" if pace.per_second else ""
-    return f"{unit} {pace.done} of {pace.total}{speed}"
+    speed = f", {at.per_second:.0f} tokens/s, {duration(seconds_left([at], 0))} left" if at.per_second else ""
+    return f"{unit} {at.done} of {at.total}{speed}"
 
 
-# --- once more ------------------------------------------------------------------------------------------
+# --- retry -----------------------------------------------------------------------------------------------
 
 
 def retry(results_dir: Path) -> int:
-    """Run each command again of which a run has failed or is missing, the newest first; the worst exit status.
+    """Run each command again of which a run has failed or is missing, the newest first; return the worst exit status.
 
     The sweeper leaves out what is finished, and runs' locks keep two sweeps from the same run.
 
     Raises:
-        ValueError: SLURM was asked, and does not say which of its jobs are still in the queue.
+        ValueError: a scheduler that has been given jobs does not say which of them are still in its queue.
     """
-    sweeps = Sweeps(results_dir, read_manifests(results_dir), slurm_queue())
-    if sweeps.needs_squeue():
-        raise ValueError("squeue does not answer, so nobody knows which jobs have failed: try again when it does")
+    sweeps = Sweeps(results_dir, read_manifests(results_dir))
+    if sweeps.is_unsure():
+        raise ValueError(f"{sweeps.no_answer}, so nobody knows which jobs have failed: try again when it does")
     commands = to_retry(sweeps)
     if not commands:
         print(f"{results_dir}: nothing has failed, and nothing is missing")
@@ -175,7 +173,7 @@ def retry(results_dir: Path) -> int:
 
 
 def to_retry(sweeps: Sweeps) -> list[list[str]]:
-    """The commands with failed or missing runs, each once, in the order of its newest manifest."""
+    """Return the commands with failed or missing runs, each once, in the order of its newest manifest."""
     lacking = {id(run.task) for run in sweeps.runs() if run.state in ("failed", "missing")}
 
     def lacks(manifest: Manifest) -> bool:
@@ -187,7 +185,7 @@ def to_retry(sweeps: Sweeps) -> list[list[str]]:
 
 
 def _run_again(command: Sequence[str], results_dir: Path) -> int:
-    """Where the results are, whatever folder the command was given from."""
+    """Run it on these results, whatever folder the command was given from."""
     rest = [argument for argument in command if not argument.startswith("results_dir=")]
     again = [sys.executable, "-m", "sae_outliers.run", "-m", *rest, f"results_dir={results_dir}"]
     print("running again:", *again[1:], flush=True)

@@ -62,7 +62,7 @@ def _is_under_way(results_dir: Path, file: Path) -> bool:
 
 
 def upload(files: Sequence[Path], results_dir: Path) -> None:
-    """With W&B's own command, which marks what it has uploaded; a compute node's WANDB_MODE=offline is not heeded."""
+    """With W&B's own command, which marks what it has uploaded; a compute node's WANDB_MODE=offline is ignored."""
     environment = {name: value for name, value in os.environ.items() if name != "WANDB_MODE"}
     environment["WANDB_DIR"] = str(results_dir)  # where it puts its log; else where it is called from
     command = [sys.executable, "-m", "wandb", "sync", *map(str, files)]

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.plugins import Plugins
 from hydra.types import RunMode
 
 import sae_outliers.models  # noqa: F401 - first, for it makes torchvision importable to transformers
 from sae_outliers.config import register
+from sae_outliers.sweeps.expand import Combinations
 
 ROOT = Path(__file__).parent.parent
 CONF = ROOT / "conf"
@@ -57,9 +57,6 @@ def command(tmp_path: Path) -> Run:
 def combinations(tmp_path: Path) -> Callable[..., Any]:
     """Makes the combinations of a command's arguments, as the sweeper does."""
     register()
-    Plugins.instance()
-    from hydra_plugins.sae_outliers.combinations import Combinations
-
     with initialize_config_dir(str(CONF), version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
         master = loader.load_configuration("config", [], RunMode.MULTIRUN)

@@ -9,16 +9,16 @@ from omegaconf import OmegaConf
 from torch.utils.flop_counter import FlopCounterMode
 
 from sae_outliers.activations.extract import extract
+from sae_outliers.config import roles
 from sae_outliers.run import run
 from sae_outliers.runs import job
 from sae_outliers.sweeps import cost as costs
-from sae_outliers.sweeps import plan as sweep
-from sae_outliers.sweeps.cost import Cost
-from sae_outliers.sweeps.plan import Plan, Task, plan
-from sae_outliers.sweeps.slurm import profile as sites
-from sae_outliers.sweeps.slurm.arrays import batches_of
+from sae_outliers.sweeps.plan import Plan, plan
+from sae_outliers.sweeps.slurm import profile
+from sae_outliers.sweeps.slurm.arrays import arrays_of
 from sae_outliers.sweeps.slurm.profile import Site, load_site
-from sae_outliers.sweeps.slurm.sbatch import parameters, script
+from sae_outliers.sweeps.slurm.submit import parameters, script
+from sae_outliers.sweeps.task import Cost, Task
 from tests.conftest import Run, composed
 
 SMALL = ("tracker=none", "n_eval=500", "sae.n_features=256", "sae.k=8")
@@ -84,27 +84,32 @@ def test_tasks_do_not_hear_of_the_options_that_are_the_sweeps(combinations: Call
     grid = combinations("model=gpt2", "layer=3", "wait=false", "pack=4", "site=default", "dry_run=false", "seed=5")
     (task,) = plan(grid.composed()).jobs
     assert task.overrides == ("model=gpt2", "seed=5", *task.overrides[2:])
-    assert not any(override.startswith(("wait", "pack", "site", "dry_run")) for override in task.overrides)
+    sweep_only = {key for key, role in roles().items() if role.sweep_only}
+    assert sweep_only >= {"layer", "wait", "pack", "site", "dry_run"}
+    assert sweep_only & {override.partition("=")[0] for override in task.overrides} == {"layer"}  # its own
     assert task.name == "gpt2 layer 3 topk centering=off seed=5"
 
 
 def tasks(store: str, number: int, cost: Cost = Cost()) -> list[Task]:  # noqa: B008 - it cannot change
     results = [(Path(f"runs/{store}/{i}/a"),) for i in range(number)]
-    return [Task((f"layer={i}",), f"{store} {i}", Path(store), r, store, cost) for i, r in enumerate(results)]
+    return [
+        Task(f"{store} {i}", "run", (f"layer={i}",), r, Path(f"activations/{store}-0"), cost=cost)
+        for i, r in enumerate(results)
+    ]
 
 
 def test_runs_of_a_store_are_packed_into_arrays_after_its_extraction_and_stores_do_not_mix() -> None:
-    extraction = Task(("task=extract",), "a activations", Path("a"), model="a")
+    extraction = Task("a activations", "extract", ("task=extract",), (), Path("activations/a-0"))
     jobs = [*tasks("a", 7), *tasks("b", 2)]
-    batches = list(batches_of(Plan([extraction], jobs, 0), pack=2, array_size=3))
-    assert [(b.kind, b.model, [len(pack) for pack in b.packs]) for b in batches] == [
+    arrays = list(arrays_of(Plan([extraction], jobs, 0), pack=2, array_size=3))
+    assert [(a.kind, a.model, [len(pack) for pack in a.packs]) for a in arrays] == [
         ("extract", "a", [1]), ("run", "a", [2, 2, 2]), ("run", "a", [1]), ("run", "b", [2]),
     ]  # fmt: skip
-    assert [task for batch in batches[1:] for task in batch.tasks] == jobs
+    assert [task for array in arrays[1:] for task in array.tasks] == jobs
     costly = tasks("c", 3, Cost(operations=1e12, read=1e9, disk=1e6, gpu_gb=3, host_gb=5))
-    (batch,) = batches_of(Plan([], costly, 0), pack=2, array_size=9)
-    assert batch.largest() == Cost(2e12, 2e9, 2e6, 3, 5)  # one after the other: memory does not add up
-    assert batch.total() == Cost(3e12, 3e9, 3e6, 3, 5)
+    (array,) = arrays_of(Plan([], costly, 0), pack=2, array_size=9)
+    assert array.largest() == Cost(2e12, 2e9, 2e6, 3, 5)  # one after the other: memory does not add up
+    assert array.total() == Cost(3e12, 3e9, 3e6, 3, 5)
 
 
 def test_the_script_asks_for_what_the_profile_and_the_model_say() -> None:
@@ -114,9 +119,9 @@ def test_the_script_asks_for_what_the_profile_and_the_model_say() -> None:
         tflops=1.0,
     )  # fmt: skip
     hours = Cost(operations=3600e12, gpu_gb=30, host_gb=40.2)
-    (batch,) = batches_of(Plan([], tasks("a", 12, hours), 0), pack=1, array_size=100)
-    options = parameters(batch, here, Path("/shared/co de"), "afterok:77")
-    text = script(Path("/shared/logs"), options, len(batch.packs))
+    (array,) = arrays_of(Plan([], tasks("a", 12, hours), 0), pack=1, array_size=100)
+    options = parameters(array, here, Path("/shared/co de"), "afterok:77")
+    text = script(Path("/shared/logs"), options, len(array.packs))
     asked = dict(line.removeprefix("#SBATCH --").partition("=")[::2] for line in text.splitlines() if "#SBATCH" in line)
     assert asked["array"] == "0-11%5"
     assert (asked["partition"], asked["account"], asked["gres"], asked["constraint"]) == (
@@ -130,12 +135,12 @@ def test_the_script_asks_for_what_the_profile_and_the_model_say() -> None:
     first, python = lines.index("module load cuda"), next(i for i, line in enumerate(lines) if line.startswith("srun"))
     assert first < lines.index("export PYTHONPATH='/shared/co de':'/shared/co de/launch'${PYTHONPATH:+:$PYTHONPATH}")
     assert 'export HF_HOME="${HF_HOME:-/scratch/$USER/huggingface}"' in lines[first:python]
-    one = script(Path("/shared/logs"), parameters(batch, here, Path("/c")), 1)
+    one = script(Path("/shared/logs"), parameters(array, here, Path("/c")), 1)
     assert "--array" not in one
     assert "--dependency" not in one
     small = Site(name="small", gpus={24: "gpu:1"})
     with pytest.raises(ValueError, match="site=small has no GPU of 30 GB: add one to gpus in its profile"):
-        parameters(batch, small, Path("/c"))
+        parameters(array, small, Path("/c"))
 
 
 def test_a_profile_leaves_out_what_is_as_in_the_default_and_a_wrong_key_is_named(
@@ -145,9 +150,9 @@ def test_a_profile_leaves_out_what_is_as_in_the_default_and_a_wrong_key_is_named
     default = load_site(None)
     assert (default.name, default.partition, default.array_size()) == ("default", None, 1000)
     assert default == Site(
-        gpus={sites.ANY_MEMORY: "gpu:1"}, max_array_size=1000
+        gpus={profile.UNKNOWN_GPU_GB: "gpu:1"}, max_array_size=1000
     )  # default.yaml says what the class has
-    monkeypatch.setattr(sites, "PROFILES", tmp_path)
+    monkeypatch.setattr(profile, "SITES", tmp_path)
     (tmp_path / "hpc.yaml").write_text("partition: long\nmax_array_size: 40\ngpus: {}\n")
     (tmp_path / "bad.yaml").write_text("partitoin: long\n")
     hpc = load_site("hpc")
@@ -169,7 +174,7 @@ def test_on_a_cluster_its_name_finds_the_profile_and_its_limit_the_size_of_array
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
-    monkeypatch.setattr(sites, "PROFILES", tmp_path)
+    monkeypatch.setattr(profile, "SITES", tmp_path)
     program(tmp_path, "scontrol", "echo 'ClusterName             = ours'; echo 'MaxArraySize            = 33'")
     program(tmp_path, "sinfo", "echo '(null)'")
     (tmp_path / "ours.yaml").write_text("qos: high\n")
@@ -201,7 +206,7 @@ def test_a_models_memory_and_disk_follow_from_its_yaml() -> None:
     assert cost.operations == pytest.approx(1000 * 2 * 6.716e9)
     assert cost.gpu_gb == 40  # 27 GB of weights, and the least that its yaml has a batch size for
     assert costs.model_gpu_gb(composed("model=pythia_70m")) < 10
-    in_stream = sweep.streamed_cost(composed("model=gpt2", "train=none", "store=false"), 11, 4)
+    in_stream = costs.streamed_cost(composed("model=gpt2", "train=none", "store=false"), 11, 4)
     assert in_stream.disk == 0
     assert in_stream.operations > 2 * 20_000 * 2 * 124e6
 

@@ -19,7 +19,8 @@ from sae_outliers.activations import extract as extraction
 from sae_outliers.activations.extract import extract, store_dir
 from sae_outliers.activations.store import LayerFiles
 from sae_outliers.run import run
-from sae_outliers.sweeps.slurm.task import Submitted, ended
+from sae_outliers.sweeps.slurm.task import SlurmTask, task_outcome
+from sae_outliers.sweeps.task import Task
 from sae_outliers.utils.preemption import defer_preemption
 from tests.conftest import composed
 
@@ -41,10 +42,15 @@ def child_of(pid: int) -> int:
     return int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])
 
 
+def outcome(log: Path, folder: str) -> str | None:
+    """How the log says that the run with this folder ended."""
+    return task_outcome(Task("", "run", (), (Path(folder),), Path("activations/a-0"), log=str(log)))
+
+
 def submitted(folder: Path, *tasks: tuple[str, tuple[str, ...]]) -> "submitit.Job[None]":
     executor = submitit.LocalExecutor(folder)
     executor.update_parameters(timeout_min=60)
-    return executor.submit(Submitted(tasks))
+    return executor.submit(SlurmTask(tasks))
 
 
 @pytest.mark.skipif(not Path("/proc").exists(), reason="looks for the task in /proc")
@@ -64,7 +70,7 @@ def test_a_training_told_to_stop_is_requeued_and_ends_with_bitwise_the_weights_o
     run(whole, [whole])
     job.result()
     assert "Requeued job" in (job.stderr() or "") + (job.stdout() or "")
-    assert ended(job.paths.stderr, "mark") == ""
+    assert outcome(job.paths.stderr, "mark") == ""
     one, other = (next(tmp_path.glob(f"{d}/runs/*/1/*/sae.safetensors")) for d in ("cut", "whole"))
     resumed, undisturbed = load_file(one), load_file(other)
     assert all(torch.equal(resumed[name], undisturbed[name]) for name in undisturbed)
@@ -136,7 +142,7 @@ def test_a_failing_run_does_not_stop_the_others_of_its_pack_and_each_says_how_it
     job = submitted(tmp_path / "jobs", ("bad", (*place, "preprocessing=zscore")), ("good", place))
     assert isinstance(job.exception(), submitit.core.utils.FailedJobError)
     assert len(list(tmp_path.glob("runs/synthetic/1/*/record.json"))) == 1
-    assert ended(job.paths.stderr, "good") == ""
-    assert ended(job.paths.stderr, "bad") == "preprocessing=zscore does not exist: use one of postln, raw"
-    assert (ended(job.paths.stderr, "other") or "").startswith("ValueError: preprocessing=zscore")
-    assert ended(tmp_path / "absent", "bad") is None
+    assert outcome(job.paths.stderr, "good") == ""
+    assert outcome(job.paths.stderr, "bad") == "preprocessing=zscore does not exist: use one of postln, raw"
+    assert (outcome(job.paths.stderr, "other") or "").startswith("ValueError: preprocessing=zscore")
+    assert outcome(tmp_path / "absent", "bad") is None

@@ -12,20 +12,26 @@ import sys
 from pathlib import Path
 
 import pytest
-from hydra.core.plugins import Plugins
 
 from sae_outliers.sweeps import snapshot
-from sae_outliers.sweeps.manifest import Launched, Manifest, write_manifest
-from sae_outliers.sweeps.plan import Plan, Task, launched
-from sae_outliers.sweeps.slurm import wait as waiting
-from sae_outliers.sweeps.slurm.arrays import batches_of
-from sae_outliers.sweeps.slurm.in_flight import UnderWay, under_way
+from sae_outliers.sweeps.manifest import Manifest, write_manifest
+from sae_outliers.sweeps.plan import Plan
+from sae_outliers.sweeps.scheduler import InFlight, automatic, in_flight
+from sae_outliers.sweeps.schedulers.slurm import failures
+from sae_outliers.sweeps.slurm import queue
+from sae_outliers.sweeps.slurm.arrays import arrays_of
 from sae_outliers.sweeps.slurm.profile import Site
-from sae_outliers.sweeps.slurm.sbatch import environment, outside_of_jobs
-from sae_outliers.sweeps.slurm.submit import Submission, format_array, keep_activations_in
+from sae_outliers.sweeps.slurm.queue import wait_for_end
+from sae_outliers.sweeps.slurm.submit import (
+    Submission,
+    environment,
+    format_array,
+    keep_activations_in,
+    outside_of_jobs,
+)
 from sae_outliers.sweeps.slurm.task import DONE, FAILED
-from sae_outliers.sweeps.slurm.wait import failures, wait_for_end
 from sae_outliers.sweeps.snapshot import take_snapshot
+from sae_outliers.sweeps.task import Task
 from sae_outliers.utils import provenance
 from tests.conftest import ROOT, Run
 
@@ -46,24 +52,17 @@ def program(folder: Path, name: str, body: str) -> None:
     (folder / name).chmod(0o755)
 
 
-def chosen() -> str:
-    Plugins.instance()
-    from hydra_plugins.sae_outliers.auto_launcher import AutoLauncher
-
-    return type(AutoLauncher()).__name__
-
-
 def test_slurm_is_chosen_where_sbatch_is_there_and_sinfo_answers(
     programs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert chosen() == "LocalLauncher"
+    assert automatic() == "local"
     assert capsys.readouterr().out == "local processes: there is no sbatch on the path\n"
     program(programs, "sbatch", "exit 1")
     program(programs, "sinfo", "echo 'sinfo: error: nobody there' >&2; exit 1")
-    assert chosen() == "LocalLauncher"
+    assert automatic() == "local"
     assert capsys.readouterr().out == "local processes: sbatch is there, but sinfo does not answer\n"
     program(programs, "sinfo", "echo 'main* up infinite 4 idle'")
-    assert chosen() == "SlurmLauncher"
+    assert automatic() == "slurm"
     assert capsys.readouterr().out.startswith("SLURM: sinfo answers")
 
 
@@ -97,7 +96,7 @@ def test_a_snapshot_has_what_git_has_or_would_take_and_the_users_own_config(chec
         (checkout / path).parent.mkdir(parents=True, exist_ok=True)
         (checkout / path).write_text(content)
     with (checkout / "activations.f32").open("wb") as large:
-        large.truncate(snapshot.LARGEST + 1)
+        large.truncate(snapshot.MAX_BYTES + 1)
     (checkout / "conf/init/random.yaml").unlink()
     code = take_snapshot(checkout / "runs" / "code", checkout / "runs")
     assert (code / "conf/model/mine.yaml").read_text() == "new"
@@ -115,7 +114,9 @@ def test_a_job_runs_the_code_as_it_was_when_it_was_submitted_and_its_record_name
     checkout: Path, tmp_path: Path
 ) -> None:
     code = take_snapshot(tmp_path / "sweep" / "code")
-    (checkout / "sae_outliers" / "severity.py").write_text("raise SystemExit('changed after the submission')\n")
+    (checkout / "sae_outliers" / "stats" / "moments.py").write_text(
+        "raise SystemExit('changed after the submission')\n"
+    )
     arguments = "model=synthetic/sparse train=none n_eval=300 sae.n_features=64 sae.k=8 tracker=none"
     command = f"{sys.executable} -m sae_outliers.run {arguments} results_dir={tmp_path / 'results'}"
     lines = [*environment(Site(), code), command]
@@ -129,48 +130,43 @@ def test_a_job_runs_the_code_as_it_was_when_it_was_submitted_and_its_record_name
     assert json.loads(record.read_text())["git_commit"] == head(checkout)
 
 
-def run_task(number: int, store: str = "activations/a") -> Task:
-    return Task((f"layer={number}",), f"a {number}", Path(store), (Path(f"runs/a/{number}/x"),), "a")
+def run_task(number: int, store: str = "activations/a-0") -> Task:
+    return Task(f"a {number}", "run", (f"layer={number}",), (Path(f"runs/a/{number}/x"),), Path(store))
 
 
-def extract_task(store: str = "activations/a") -> Task:
-    return Task(("task=extract",), "a activations", Path(store), model="a")
-
-
-def entries(tmp_path: Path, jobs: dict[Task, str]) -> dict[Task, Launched]:
-    """What the ledger has of submitted tasks."""
-    found = {task: launched(task, Path()) for task in jobs}
-    for task, job in jobs.items():
-        found[task].job, found[task].log = job, str(tmp_path / f"{job}.err")
-    return found
+def extract_task(store: str = "activations/a-0") -> Task:
+    return Task("a activations", "extract", ("task=extract",), (), Path(store))
 
 
 def test_what_other_sweeps_have_in_the_queue_is_known_from_their_manifests(programs: Path, tmp_path: Path) -> None:
-    assert under_way(tmp_path).runs == set()
+    assert in_flight(tmp_path, "slurm") == InFlight()
+    store = tmp_path / "activations/a-0"
+    runs = {number: (tmp_path / f"runs/a/{number}/x",) for number in (0, 1, 9)}
     tasks = [
-        Launched("e", "extract", [], [], "activations/a", "7"),
-        *(Launched(f"{i}", "run", [], [f"runs/a/{i}/x"], "activations/a", job) for i, job in enumerate(["8_0", "8_1"])),
-        Launched("never submitted", "run", [], ["runs/a/9/x"], "activations/a"),
+        Task("e", "extract", (), (), store, "7"),
+        Task("0", "run", (), runs[0], store, "8_0"),
+        Task("1", "run", (), runs[1], store, "8_1"),
+        Task("never submitted", "run", (), runs[9], store),
     ]
     write_manifest(tmp_path, Manifest("s", [], "slurm", "c", tasks))
     program(programs, "squeue", "echo '7 RUNNING'; echo '8_1 PENDING'; echo '9_9 PENDING'")
-    others = under_way(tmp_path)
-    assert others.runs == {tmp_path / "runs/a/1/x"}
-    assert others.extractions == {tmp_path / "activations/a": ["7"]}
+    assert in_flight(tmp_path, "slurm") == InFlight({tmp_path / "runs/a/1/x"}, {store: ["7"]})
+    assert in_flight(tmp_path, "local") == InFlight({tmp_path / "runs/a/1/x"}, {})  # which cannot wait for a SLURM job
     program(programs, "squeue", "exit 1")
-    with pytest.raises(ValueError, match="names jobs of SLURM's, and squeue does not answer"):
-        under_way(tmp_path)
+    with pytest.raises(ValueError, match="names jobs of slurm, and squeue does not answer: try again when it does"):
+        in_flight(tmp_path, "slurm")
+    assert in_flight(tmp_path, "local") == InFlight()  # runs' locks keep local processes off those of SLURM's
 
 
 def test_runs_wait_for_their_extraction_and_an_extraction_for_others_of_its_store(tmp_path: Path) -> None:
-    planned = Plan([extract_task()], [run_task(1), run_task(2, "activations/b")], 0)
-    others = UnderWay(extractions={Path("activations/a"): ["41", "40"]})
-    submission = Submission(tmp_path, Site(), tmp_path, {}, others)
-    extraction, run_a, run_b = batches_of(planned, 1, 10)
-    assert submission.after(extraction) == "afterany:40:41"
-    submission.extracting[Path("activations/a")] = "42"
-    assert submission.after(run_a) == "afterok:42"
-    assert submission.after(run_b) is None  # its activations are there
+    planned = Plan([extract_task()], [run_task(1), run_task(2, "activations/b-0")], 0)
+    others = InFlight(extractions={Path("activations/a-0"): ["41", "40"]})
+    submission = Submission(tmp_path, Site(), tmp_path, others)
+    extraction, run_a, run_b = arrays_of(planned, 1, 10)
+    assert submission.dependency(extraction) == "afterany:40:41"
+    submission.extracting[Path("activations/a-0")] = "42"
+    assert submission.dependency(run_a) == "afterok:42"
+    assert submission.dependency(run_b) is None  # its activations are there
 
 
 def test_what_sbatch_refuses_is_said_and_the_rest_is_submitted(programs: Path, tmp_path: Path) -> None:
@@ -181,17 +177,16 @@ def test_what_sbatch_refuses_is_said_and_the_rest_is_submitted(programs: Path, t
       *) echo 'Submitted batch job 5';;
     esac"""
     program(programs, "sbatch", script)
-    other = Task(("layer=1",), "b 1", Path("activations/b"), (Path("runs/b/1/x"),), "b")
-    more = Task(("layer=2",), "b 2", Path("activations/b"), (Path("runs/b/2/x"),), "b")
+    other = Task("b 1", "run", ("layer=1",), (Path("runs/b/1/x"),), Path("activations/b-0"))
+    more = Task("b 2", "run", ("layer=2",), (Path("runs/b/2/x"),), Path("activations/b-0"))
     planned = Plan([extract_task()], [run_task(1), other, more], 0)
-    launches = {task: launched(task, Path()) for task in (*planned.extractions, *planned.jobs)}
-    submission = Submission(tmp_path, Site(), tmp_path, launches, UnderWay())
-    for batch in batches_of(planned, 1, 10):
-        submission.submit(batch)
+    submission = Submission(tmp_path, Site(), tmp_path, InFlight())
+    for array in arrays_of(planned, 1, 10):
+        submission.submit(array)
     assert submission.refused[planned.extractions[0]] == f"not submitted: {refusal}"
     assert submission.refused[run_task(1)] == f"no activations: not submitted: {refusal}"
-    assert [launches[task].job for task in (run_task(1), other, more)] == [None, "5_0", "5_1"]
-    assert launches[more].log == str(tmp_path / "b" / "5_1_0_log.err")
+    assert [task.job for task in planned.jobs] == [None, "5_0", "5_1"]
+    assert more.log == str(tmp_path / "b-0" / "5_1_0_log.err")
 
 
 def test_a_job_is_over_when_the_queue_has_missed_it_twice_in_a_row(
@@ -211,8 +206,8 @@ def test_a_job_is_over_when_the_queue_has_missed_it_twice_in_a_row(
       [ "$answer" = fails ] && exit 1
       [ -z "$answer" ] || echo "$answer" """,
     )
-    monkeypatch.setattr(waiting, "SECONDS", (0.001, 0.001))
-    wait_for_end(entries(tmp_path, {run_task(1): "1"}))
+    monkeypatch.setattr(queue, "POLL_S", (0.001, 0.001))
+    wait_for_end(["1"])
     assert count.read_text() == "7\n"
 
 
@@ -221,17 +216,18 @@ def test_a_task_without_a_record_has_failed_for_the_reason_that_its_log_gives(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     done, raised, killed, cancelled = (run_task(number) for number in range(4))
-    orphan, filler = run_task(5, "activations/b"), extract_task("activations/b")
+    orphan, filler = run_task(5, "activations/b-0"), extract_task("activations/b-0")
     (done.results[0]).mkdir(parents=True)
     (done.results[0] / "record.json").write_text("{}")
     jobs = {done: "1_0", raised: "1_0", killed: "1_1", cancelled: "1_2", filler: "2", orphan: "3"}
-    launches = entries(tmp_path, jobs)
+    for task, job in jobs.items():
+        task.job, task.log = job, str(tmp_path / f"{job}.err")
     (tmp_path / "1_0.err").write_text(
         f"{DONE}runs/a/0/x\nTraceback\n{FAILED}runs/a/1/x: no such data\nsrun: error: node1: task 0: Exited\n"
     )
     (tmp_path / "1_1.err").write_text("step 3\nslurmstepd: error: Detected 1 oom_kill event\nsrun: error: Killed\n\n")
-    (tmp_path / "2.err").write_text(f"{FAILED}activations/b: the disk is too small\n")
-    assert failures(launches) == {
+    (tmp_path / "2.err").write_text(f"{FAILED}activations/b-0: the disk is too small\n")
+    assert failures([*jobs]) == {
         raised: f"no such data (see {tmp_path}/1_0.err)",
         killed: f"slurmstepd: error: Detected 1 oom_kill event (see {tmp_path}/1_1.err)",
         cancelled: "it never began: cancelled, or its extraction was",

@@ -10,17 +10,22 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import redirect_stderr
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
 
 from sae_outliers.results.curves import MetricsFile
-from sae_outliers.status import duration, status, to_retry
-from sae_outliers.sweeps import state as states
-from sae_outliers.sweeps import throughput as pace
-from sae_outliers.sweeps.manifest import Launched, Manifest, read_manifests, write_manifest
+from sae_outliers.status import status, to_retry
+from sae_outliers.sweeps import throughput
+from sae_outliers.sweeps.manifest import Manifest, read_manifests, write_manifest
+from sae_outliers.sweeps.slurm.queue import slurm_queue
+from sae_outliers.sweeps.state import Sweeps
+from sae_outliers.sweeps.task import Task
 from sae_outliers.utils import progress
+from sae_outliers.utils.files import is_locked
+from sae_outliers.utils.progress import duration
 from tests.conftest import ROOT
 
 STORE = "activations/minilm-0a"
@@ -41,18 +46,23 @@ def answer(tmp_path: Path, *lines: str, status: int = 0) -> None:
     script.chmod(0o755)
 
 
-def task(layer: int, job: str | None = None, log: Path | None = None, **changes: object) -> Launched:
-    values = {"name": f"minilm layer {layer}", "kind": "run", "overrides": [], "results": [f"runs/minilm/{layer}/a"]}
-    return Launched(**{**values, "store": STORE, "job": job, "log": log and str(log), **changes})  # type: ignore[arg-type]
+def task(layer: int, job: str | None = None, log: Path | None = None, **changes: object) -> Task:
+    """A task below a results folder that `sweep` puts in front."""
+    values = {"name": f"minilm layer {layer}", "kind": "run", "overrides": (), "results": [f"runs/minilm/{layer}/a"]}
+    return Task(**{**values, "store": STORE, "job": job, "log": log and str(log), **changes})  # type: ignore[arg-type]
 
 
-def extraction(job: str | None = None, log: Path | None = None) -> Launched:
+def extraction(job: str | None = None, log: Path | None = None) -> Task:
     return task(0, job, log, name="minilm activations", kind="extract", results=[])
 
 
-def sweep(results: Path, *tasks: Launched, name: str = "s", launcher: str = "slurm", **changes: object) -> Manifest:
+def sweep(results: Path, *tasks: Task, name: str = "s", launcher: str = "slurm", **changes: object) -> Manifest:
     values = {"command": ["model=offline/minilm"], "commit": "c", "created": "2026-01-01T10:00:00+00:00"}
-    manifest = Manifest(**{"name": name, "launcher": launcher, "tasks": list(tasks), **values, **changes})  # type: ignore[arg-type]
+    below = [
+        replace(task, results=tuple(results / folder for folder in task.results), store=results / task.store)
+        for task in tasks
+    ]
+    manifest = Manifest(**{"name": name, "launcher": launcher, "tasks": below, **values, **changes})  # type: ignore[arg-type]
     write_manifest(results, manifest)
     return manifest
 
@@ -90,8 +100,7 @@ def hold(held: list[FileLock], directory: Path) -> None:
 
 def found(results: Path) -> dict[int, str]:
     """State by layer."""
-    sweeps = states.Sweeps(results, read_manifests(results), states.slurm_queue())
-    return {int(run.layer): run.state for run in sweeps.runs()}
+    return {int(run.layer): run.state for run in Sweeps(results, read_manifests(results)).runs()}
 
 
 # --- states
@@ -112,8 +121,8 @@ def test_states_of_jobs_in_slurm(tmp_path: Path) -> None:
 def test_squeue_is_asked_for_every_task_of_an_array_of_this_user(tmp_path: Path) -> None:
     answer(tmp_path)
     script = tmp_path / "bin/squeue"
-    script.write_text(f"#!{sys.executable}\nimport sys\nprint('asked', ','.join(sys.argv[1:]))\n")
-    assert states.slurm_queue() == {"asked": f"--user={os.getuid()},--array,--noheader,--format=%i %T"}
+    script.write_text(f"#!{sys.executable}\nimport sys\nprint(','.join(sys.argv[1:]).replace(' ', '_'), 'PENDING')\n")
+    assert slurm_queue() == {f"--user={os.getuid()},--array,--noheader,--format=%i_%T": "queued"}
 
 
 def test_states_in_local_processes(tmp_path: Path, held: list[FileLock]) -> None:
@@ -153,12 +162,12 @@ def test_runs_outside_sweeps_count_where_they_are_done_or_running(tmp_path: Path
 
 
 def test_a_lock_is_asked_for_without_making_or_keeping_one(tmp_path: Path, held: list[FileLock]) -> None:
-    assert not states.is_locked(tmp_path / ".lock")
+    assert not is_locked(tmp_path / ".lock")
     assert not (tmp_path / ".lock").exists()
     hold(held, tmp_path)
-    assert states.is_locked(tmp_path / ".lock")
+    assert is_locked(tmp_path / ".lock")
     held.pop().release()
-    assert not states.is_locked(tmp_path / ".lock")
+    assert not is_locked(tmp_path / ".lock")
     with FileLock(tmp_path / ".lock", timeout=0):
         pass
 
@@ -207,7 +216,7 @@ def test_a_silent_squeue_is_no_error_but_said(tmp_path: Path) -> None:
     assert status(tmp_path / "nowhere") == f"{tmp_path / 'nowhere'}: no runs and no sweeps yet\n"
 
 
-# --- pace
+# --- throughput
 
 
 def progress_lines(monkeypatch: pytest.MonkeyPatch, title: str, total: int, *done: tuple[float, int]) -> str:
@@ -233,11 +242,11 @@ def test_speed_and_time_left_are_those_of_the_progress_lines(tmp_path: Path, mon
     log = log_of(tmp_path, "log", "minilm layer 1: topk on: 90/1000 steps, 90 s", *lines.splitlines(), "a warning")
     directory = folder(tmp_path, 1)
     write_curve(directory, 0, 100, 200, 350)
-    measured = pace.pace_of_run(directory, str(log))
+    measured = throughput.run_throughput(directory, str(log))
     assert (measured.done, measured.total, measured.tokens) == (380, 1000, 100)
     assert measured.per_second == pytest.approx((380 - 300) / 40 * 100)  # it was resumed at a step nobody wrote down
-    assert pace.seconds_left([measured], 0) == pytest.approx(620 / 2)
-    assert pace.seconds_left([measured, measured], 4) == pytest.approx((2 * 620 + 4 * 1000) / 4)
+    assert throughput.seconds_left([measured], 0) == pytest.approx(620 / 2)
+    assert throughput.seconds_left([measured, measured], 4) == pytest.approx((2 * 620 + 4 * 1000) / 4)
 
 
 def test_two_loops_under_one_title_are_not_taken_for_one(tmp_path: Path) -> None:
@@ -245,19 +254,19 @@ def test_two_loops_under_one_title_are_not_taken_for_one(tmp_path: Path) -> None
     log = log_of(
         tmp_path, "log", *(f"{title}: {n}/90 steps, {s} s" for n, s in ((10, 15), (80, 60), (50, 15), (56, 18)))
     )
-    assert pace._progress(str(log), "minilm layer 1: ") == (56, 90, 2.0)
-    assert pace._progress(str(log), "minilm layer 11: ") == (0, 0, None)
+    assert throughput._progress(str(log), "minilm layer 1: ") == (56, 90, 2.0)
+    assert throughput._progress(str(log), "minilm layer 11: ") == (0, 0, None)
 
 
 def test_without_a_log_the_curve_and_the_config_say_how_far_a_run_is(tmp_path: Path) -> None:
     directory = folder(tmp_path, 1)
-    assert pace.pace_of_run(directory, None) == pace.Pace()
+    assert throughput.run_throughput(directory, None) == throughput.Throughput()
     (directory / "config.yaml").write_text("train:\n  steps: 400\n")
     write_curve(directory, 0, 50)
     with (directory / "metrics.jsonl").open("a") as file:
         file.write('{"step": 100, "tok')  # is being written
-    assert pace.pace_of_run(directory, None) == pace.Pace(50, 400, 100.0, None)
-    assert pace.seconds_left([pace.pace_of_run(directory, None)], 3) is None
+    assert throughput.run_throughput(directory, None) == throughput.Throughput(50, 400, 100.0, None)
+    assert throughput.seconds_left([throughput.run_throughput(directory, None)], 3) is None
 
 
 def test_running_tasks_are_listed_with_step_speed_and_time(tmp_path: Path) -> None:
@@ -298,14 +307,14 @@ def test_durations(seconds: float | None, text: str) -> None:
 
 
 def retried(results: Path) -> list[list[str]]:
-    return to_retry(states.Sweeps(results, read_manifests(results), states.slurm_queue()))
+    return to_retry(Sweeps(results, read_manifests(results)))
 
 
 def test_a_command_is_retried_once_if_a_run_of_it_failed_or_is_missing(tmp_path: Path) -> None:
     answer(tmp_path, "7_3 PENDING")
     days = iter(range(1, 9))
 
-    def launched(command: str, *tasks: Launched) -> None:
+    def launched(command: str, *tasks: Task) -> None:
         day = next(days)
         sweep(tmp_path, *tasks, name=str(day), command=[command], created=f"2026-01-0{day}T10:00:00+00:00")
 
@@ -379,4 +388,4 @@ def test_a_broken_manifest_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "sweeps/x.json").write_text(json.dumps({"tasks": []}))
     done = ask(tmp_path, f"results_dir={tmp_path}")
     assert done.returncode == 1
-    assert done.stderr.startswith(f"{tmp_path}/sweeps/x.json is no manifest of a sweep")
+    assert done.stderr.startswith(f"{tmp_path}/sweeps/x.json is not a valid sweep manifest")

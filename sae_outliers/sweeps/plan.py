@@ -1,40 +1,18 @@
 """What a sweep plans: extractions first, then one job per model, layer and condition; finished ones are skipped."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from os.path import relpath
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from sae_outliers.activations.extract import is_stored, store_dir, tokens_wanted
-from sae_outliers.config import RunConfig
+from sae_outliers.config import RunConfig, roles
 from sae_outliers.models.layer_spec import layers_of
 from sae_outliers.results.record import is_finished
 from sae_outliers.runs.job import directories_of
 from sae_outliers.runs.validation import validate
-from sae_outliers.sweeps.cost import Cost, extraction_cost, run_cost, streamed_cost
-from sae_outliers.sweeps.manifest import Launched
-
-OF_THE_SWEEP = ("layer", "dry_run", "wait", "pack", "site")  # overrides that its tasks do not get
-
-
-@dataclass(frozen=True)
-class Task:
-    """Something to launch: overrides for Hydra, what it is called, and the store of activations that it is about."""
-
-    overrides: tuple[str, ...]
-    name: str
-    store: Path
-    results: tuple[Path, ...] = ()  # the folders of its runs; none for an extraction
-    model: str = ""
-    cost: Cost = field(default=Cost(), compare=False, repr=False)
-
-    @property
-    def kind(self) -> str:
-        return "run" if self.results else "extract"
-
-    def is_done(self) -> bool:
-        """Whether a job's records are there. An extraction is done as far as anyone but its jobs can tell."""
-        return all(is_finished(directory) for directory in self.results)
+from sae_outliers.sweeps.cost import extraction_cost, run_cost, streamed_cost
+from sae_outliers.sweeps.task import Cost, Task
 
 
 @dataclass(frozen=True)
@@ -44,9 +22,12 @@ class Plan:
     finished: int  # jobs that have a record already
     elsewhere: int = 0  # jobs that other sweeps have queued or running
 
+    @property
+    def tasks(self) -> list[Task]:
+        return [*self.extractions, *self.jobs]
 
-@dataclass(frozen=True)
-class Entry:
+
+class _Job(NamedTuple):
     """A job with what its store's extraction has to know of it. Its config is shared by all its layers."""
 
     task: Task
@@ -57,7 +38,7 @@ class Entry:
 def plan(
     composed: Iterable[tuple[Sequence[str], RunConfig, Sequence[RunConfig]]], elsewhere: Collection[Path] = ()
 ) -> Plan:
-    """From each combination of overrides, its config and its variants', to the work that is left.
+    """Return the work that is left of these combinations of overrides, each with its config and its variants'.
 
     Two combinations that come to the same run give one job. A job of which each unfinished run is in a folder of
     `elsewhere` is left to others. Each store of activations is filled by one extraction, with the layers and the
@@ -66,26 +47,31 @@ def plan(
     Raises:
         ValueError: a config names a layer that its model does not have, or a number that no run can use.
     """
-    jobs: dict[tuple[Path, ...], Entry] = {}
+    jobs: dict[tuple[Path, ...], _Job] = {}
     for combination, cfg, variants in composed:
         validate(cfg, variants)
-        for entry in _entries(combination, cfg, variants):
-            jobs.setdefault(entry.task.results, entry)
-    left = [entry for entry in jobs.values() if not entry.task.is_done()]
-    ours = [entry for entry in left if not _is_under_way(entry.task, elsewhere)]
-    return Plan(_extractions(ours), [entry.task for entry in ours], len(jobs) - len(left), len(left) - len(ours))
+        for job in _jobs(combination, cfg, variants):
+            jobs.setdefault(job.task.results, job)
+    left = [job for job in jobs.values() if not job.task.is_done()]
+    ours = [job for job in left if not _is_in_flight(job.task, elsewhere)]
+    return Plan(_extractions(ours), [job.task for job in ours], len(jobs) - len(left), len(left) - len(ours))
 
 
-def _entries(combination: Sequence[str], cfg: RunConfig, variants: Sequence[RunConfig]) -> Iterable[Entry]:
-    """The jobs of one combination: one for each layer, or one for all where they share the network's passes."""
-    overrides = [override for override in combination if override.partition("=")[0] not in OF_THE_SWEEP]
+def _jobs(combination: Sequence[str], cfg: RunConfig, variants: Sequence[RunConfig]) -> Iterator[_Job]:
+    """Yield the jobs of one combination: one for each layer, or one for all where they share the network's passes."""
+    overrides = [override for override in combination if not _is_sweep_only(override)]
     layers, store = layers_of(cfg.model, cfg.layer), store_dir(cfg)
     folders = [dict(zip(layers, directories_of(variant, layers), strict=True)) for variant in variants]
     cost = sum(map(run_cost, variants), Cost()) if cfg.store else streamed_cost(cfg, len(layers), len(variants))
     for together in [[layer] for layer in layers] if cfg.store else [layers]:
         results = tuple(of_variant[layer] for layer in together for of_variant in folders)
-        task = Task((*overrides, _layer_override(together)), _name(cfg, together), store, results, cfg.model.name, cost)
-        yield Entry(task, together, cfg)
+        told = (*overrides, _layer_override(together))
+        yield _Job(Task(_name(cfg, together), "run", told, results, store, cost=cost), together, cfg)
+
+
+def _is_sweep_only(override: str) -> bool:
+    role = roles().get(override.partition("=")[0])
+    return role is not None and role.sweep_only
 
 
 def _layer_override(layers: Sequence[int]) -> str:
@@ -94,44 +80,29 @@ def _layer_override(layers: Sequence[int]) -> str:
 
 def _name(cfg: RunConfig, layers: Sequence[int]) -> str:
     where = f"layer {layers[0]}" if len(layers) == 1 else f"{len(layers)} layers"
-    side_by_side = f"{len(cfg.variants)} variants" if cfg.variants else f"centering={cfg.centering.name}"
+    variants = f"{len(cfg.variants)} variants" if cfg.variants else f"centering={cfg.centering.name}"
     seed = f" seed={cfg.seed}" if cfg.seed else ""
-    return f"{cfg.model.name} {where} {cfg.sae.name} {side_by_side}{seed}"
+    return f"{cfg.model.name} {where} {cfg.sae.name} {variants}{seed}"
 
 
-def _is_under_way(task: Task, elsewhere: Collection[Path]) -> bool:
+def _is_in_flight(task: Task, elsewhere: Collection[Path]) -> bool:
     return bool(elsewhere) and all(folder in elsewhere or is_finished(folder) for folder in task.results)
 
 
-def _extractions(jobs: Iterable[Entry]) -> list[Task]:
-    by_store: dict[Path, list[Entry]] = {}
-    for entry in jobs:
-        if entry.cfg.store:  # without a store each job runs the network itself
-            by_store.setdefault(entry.task.store, []).append(entry)
-    return [task for entries in by_store.values() for task in _extraction(entries)]
+def _extractions(jobs: Iterable[_Job]) -> list[Task]:
+    by_store: dict[Path, list[_Job]] = {}
+    for job in jobs:
+        if job.cfg.store:  # without a store each job runs the network itself
+            by_store.setdefault(job.task.store, []).append(job)
+    return [task for of_store in by_store.values() for task in _extraction(of_store)]
 
 
-def _extraction(jobs: Sequence[Entry]) -> Iterable[Task]:
-    """What fills the store of these jobs, unless it holds all that they need."""
-    largest = max(jobs, key=lambda entry: tokens_wanted(entry.cfg))
-    layers = sorted({layer for entry in jobs for layer in entry.layers})
+def _extraction(jobs: Sequence[_Job]) -> Iterator[Task]:
+    """Yield what fills the store of these jobs, unless it holds all that they need."""
+    largest = max(jobs, key=lambda job: tokens_wanted(job.cfg))
+    layers = sorted({layer for job in jobs for layer in job.layers})
     if is_stored(largest.cfg, layers):
         return
     overrides = (*largest.task.overrides[:-1], _layer_override(layers), "task=extract")
-    model, cost = largest.cfg.model.name, extraction_cost(largest.cfg, len(layers))
-    yield Task(overrides, f"{model} activations", largest.task.store, model=model, cost=cost)
-
-
-def launched(task: Task, results_dir: Path) -> Launched:
-    """The task as the manifest has it."""
-    results = [relpath(folder, results_dir) for folder in task.results]
-    return Launched(task.name, task.kind, list(task.overrides), results, relpath(task.store, results_dir))
-
-
-def summarise(planned: Plan, failures: Mapping[Task, str]) -> str:
-    """The last words of a sweep: what was done, and for each failed task why."""
-    done = len(planned.jobs) - len(failures)
-    counted = f"{done} job(s) done, {planned.finished} finished before, {len(failures)} failed"
-    lines = [counted + (f", {planned.elsewhere} under way in other sweeps" if planned.elsewhere else "")]
-    lines += [f"  failed: {task.name}: {reason}" for task, reason in failures.items()]
-    return "\n".join(lines)
+    cost = extraction_cost(largest.cfg, len(layers))
+    yield Task(f"{largest.cfg.model.name} activations", "extract", overrides, (), largest.task.store, cost=cost)

@@ -1,7 +1,7 @@
-"""How far a task is and how fast it goes, by the progress lines in its log.
+"""How far a task is and how fast it goes, from the progress lines in its log.
 
 A line says how much is done and how many seconds after its loop began; that is a better clock than the times of files,
-which do not tell from where a resumed run went on. Between lines, metrics.jsonl says how many steps are done.
+which do not tell where a run resumed. Between lines, metrics.jsonl says how many steps are done.
 """
 
 import json
@@ -12,19 +12,19 @@ from pathlib import Path
 
 import yaml
 
-LINE = re.compile(r"(?P<title>.+): (?P<done>\d+)/(?P<total>\d+) (?:steps|tokens), (?P<seconds>\d+) s")
-TAIL = 1 << 16  # bytes: some hundred lines
+PROGRESS_LINE = re.compile(r"(?P<title>.+): (?P<done>\d+)/(?P<total>\d+) (?:steps|tokens), (?P<seconds>\d+) s")
+TAIL_BYTES = 1 << 16  # some hundred lines
 
 
 @dataclass(frozen=True)
-class Pace:
-    """How far something is.
+class Throughput:
+    """How far a run or an extraction is, and how fast it goes.
 
     Attributes:
         done: steps of a run, tokens of an extraction.
         total: likewise; 0 where it is not known yet, or nothing is trained.
-        tokens: in a step; 1 in an extraction.
-        per_second: tokens; None before two lines have been written.
+        tokens: tokens in a step; 1 in an extraction.
+        per_second: tokens per second; None before two lines have been written.
     """
 
     done: int = 0
@@ -34,34 +34,34 @@ class Pace:
 
     @property
     def left(self) -> float:
-        """Tokens that are still to come."""
+        """Return the tokens that are still to come."""
         return max(self.total - self.done, 0) * self.tokens
 
 
-def pace_of_run(directory: Path, log: str | None) -> Pace:
-    """Of a run that trains; `log` is its task's."""
+def run_throughput(directory: Path, log: str | None) -> Throughput:
+    """Return the throughput of a training run; `log` is its task's."""
     point = _last_point(directory / "metrics.jsonl")
     model, layer = directory.parents[1].name, directory.parent.name
     done, total, rate = _progress(log, f"{model} layer {layer}: ")
     step = max(done, point["step"])
     tokens = point["tokens"] / point["step"] if point["step"] else 0.0
-    return Pace(step, total or _steps(directory), tokens, rate * tokens if rate and tokens else None)
+    return Throughput(step, total or _steps(directory), tokens, rate * tokens if rate and tokens else None)
 
 
-def pace_of_extraction(model: str, log: str | None) -> Pace:
+def extraction_throughput(model: str, log: str | None) -> Throughput:
     done, total, rate = _progress(log, f"{model}: activations of ")
-    return Pace(done, total, 1.0, rate)
+    return Throughput(done, total, 1.0, rate)
 
 
 def last_line(log: str | None) -> str:
-    """The last line of a log that is not blank; empty if there is no log."""
+    """Return the last line of a log that is not blank; empty if there is no log."""
     lines = [line.strip() for line in _tail(log)]
     return next((line for line in reversed(lines) if line), "")
 
 
 def _progress(log: str | None, title: str) -> tuple[int, int, float | None]:
-    """done, total and units a second since the loop under this title began; zeros where it has not written a line."""
-    lines = [found for line in _tail(log) if (found := LINE.match(line)) and found["title"].startswith(title)]
+    """Return done, total and units per second of the loop under this title; zeros before its first line."""
+    lines = [found for line in _tail(log) if (found := PROGRESS_LINE.match(line)) and found["title"].startswith(title)]
     if not lines:
         return 0, 0, None
     first = last = lines[-1]
@@ -75,7 +75,7 @@ def _progress(log: str | None, title: str) -> tuple[int, int, float | None]:
 
 
 def _last_point(path: Path) -> dict[str, int]:
-    """Of metrics.jsonl: its last whole line."""
+    """Return the last complete line of metrics.jsonl."""
     lines = [line for line in _tail(str(path)) if line.endswith("}")]
     return json.loads(lines[-1]) if lines else {"step": 0, "tokens": 0}
 
@@ -83,7 +83,7 @@ def _last_point(path: Path) -> dict[str, int]:
 def _tail(path: str | None) -> list[str]:
     try:
         with open(path or "", "rb") as file:
-            file.seek(max(0, file.seek(0, 2) - TAIL))
+            file.seek(max(0, file.seek(0, 2) - TAIL_BYTES))
             return re.split(r"[\r\n]+", file.read().decode(errors="replace"))
     except OSError:
         return []
@@ -92,18 +92,18 @@ def _tail(path: str | None) -> list[str]:
 def _steps(directory: Path) -> int:
     try:
         return int(yaml.load((directory / "config.yaml").read_text(), yaml.CSafeLoader)["train"]["steps"])
-    except (OSError, TypeError, KeyError):  # a run that begins just now
+    except (OSError, TypeError, KeyError):  # a run that is just beginning
         return 0
 
 
-def seconds_left(running: Iterable[Pace], waiting: int) -> float | None:
-    """Until all are done, if as many run at a time as now, and the `waiting` are as long as these.
+def seconds_left(running: Iterable[Throughput], waiting: int) -> float | None:
+    """Return the seconds until all are done, if as many run at a time as now and the `waiting` are as long as these.
 
-    None where nobody knows: nothing runs, or nothing has told its pace.
+    None where this cannot be known: nothing runs, or the speed of nothing is known yet.
     """
-    known = [pace for pace in running if pace.per_second]
+    known = [one for one in running if one.per_second]
     if not known:
         return None
-    mean = sum(pace.total * pace.tokens for pace in known) / len(known)
-    left = sum(pace.left for pace in known) + waiting * mean
-    return left / sum(pace.per_second or 0.0 for pace in known)
+    mean = sum(one.total * one.tokens for one in known) / len(known)
+    left = sum(one.left for one in known) + waiting * mean
+    return left / sum(one.per_second or 0.0 for one in known)

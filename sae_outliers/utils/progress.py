@@ -9,6 +9,15 @@ from tqdm import tqdm
 SECONDS_BETWEEN_LINES = 15.0
 
 
+def duration(seconds: float | None) -> str:
+    """Return a time span for reading; empty for None, where it is not known."""
+    if seconds is None:
+        return ""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
 class Progress:
     """Use as a context; `update(done)` takes the absolute amount."""
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from safetensors import safe_open
 
 from sae_outliers.runs.job import CHECKPOINT
-from sae_outliers.sweeps.manifest import Launched, read_manifests
+from sae_outliers.sweeps.manifest import read_manifests
+from sae_outliers.sweeps.task import Task
 from tests.slurm.cluster import field_of, is_running, lose_node, queued, slurm, states_of, wait_for
 from tests.slurm.conftest import Start
 
@@ -94,7 +95,7 @@ class Storm:
 
     def strike(self, one: Struck) -> bool:
         task = next(self.tasks(one.sweep, "run", one.layer), None)
-        if task is None or task.job is None or not trains(self.results_dir / task.results[0]):
+        if task is None or task.job is None or not trains(task.results[0]):
             return False
         assert is_running(task.job), f"{task.name} ended before it could be struck: it needs more steps"
         one.step, one.job = self.checkpoint(one), task.job
@@ -111,13 +112,13 @@ class Storm:
     def checkpoint(self, one: Struck) -> int:
         """The step that the checkpoint of a run is of; 0 without one."""
         task = next(self.tasks(one.sweep, "run", one.layer))
-        path = self.results_dir / task.results[0] / CHECKPOINT
+        path = task.results[0] / CHECKPOINT
         if not path.is_file():
             return 0
         with safe_open(path, framework="pt") as file:
             return int(file.metadata()["step"])
 
-    def tasks(self, sweep: str, kind: str, layer: int | None = None) -> Iterator[Launched]:
+    def tasks(self, sweep: str, kind: str, layer: int | None = None) -> Iterator[Task]:
         """The tasks that this sweep's first call has told SLURM of; runs of one layer or of all."""
         mine = [
             manifest for manifest in read_manifests(self.results_dir) if set(SWEEPS[sweep]) <= set(manifest.command)
@@ -127,9 +128,9 @@ class Storm:
                 yield task
 
 
-def layers_of(task: Launched) -> list[int]:
+def layers_of(task: Task) -> list[int]:
     """Of a run; an extraction has no results."""
-    return [int(Path(result).parent.name) for result in task.results]
+    return [int(result.parent.name) for result in task.results]
 
 
 def trains(directory: Path) -> bool:

@@ -1,8 +1,6 @@
 """A site's profile, launch/slurm/<site>.yaml: what its cluster has and how it is asked for it."""
 
 import re
-import shutil
-import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,16 +9,16 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sae_outliers.paths import SITES, user_conf
-from sae_outliers.sweeps.cost import Cost
+from sae_outliers.sweeps.slurm.queue import slurm_output
+from sae_outliers.sweeps.task import Cost
 
-ANSWERS_WITHIN = 5  # seconds
-LARGEST_ARRAY = 1000  # whatever the cluster allows: an array's scripts and pickles are written before any of it starts
-STARTUP = 60.0  # seconds until a task computes: Python, CUDA, libraries
-TFLOPS_A_GPU = 12.0  # assumed: 60 % of what an A100 has in float32
-TFLOPS_A_CORE = 0.06  # results/benchmarks: the encoder's product on two cores
-ANY_MEMORY = 10**6  # GB of a GPU of which nothing is known
-MARGIN = 3.0  # a time limit beside the estimate
-LEAST_MINUTES = 60  # Submitit takes every signal for a time-out where the limit is below 10
+MAX_ARRAY_SIZE = 1000  # whatever the cluster allows: an array's scripts and pickles are written before any of it starts
+STARTUP_S = 60.0  # until a task computes: Python, CUDA, libraries
+TFLOPS_PER_GPU = 12.0  # assumed: 60 % of what an A100 has in float32
+TFLOPS_PER_CORE = 0.06  # results/benchmarks: the encoder's product on two cores
+UNKNOWN_GPU_GB = 10**6  # stands for the memory of a GPU of which nothing is known
+TIME_MARGIN = 3.0  # a time limit is so many times the estimate
+MIN_MINUTES = 60  # Submitit takes every signal for a time-out where the limit is below 10
 
 
 @dataclass
@@ -45,7 +43,7 @@ class Site:
     read_gb_s: float = 1.0
 
     def gres(self, cost: Cost) -> str | None:
-        """The smallest GPU that holds a task; None where there are no GPUs. Raises ValueError where none holds it."""
+        """Return the smallest GPU that holds a task; None without GPUs. Raises ValueError where none holds it."""
         if not self.gpus:
             return None
         fitting = [memory for memory in self.gpus if memory >= cost.gpu_gb]
@@ -54,23 +52,23 @@ class Site:
         return self.gpus[min(fitting)]
 
     def seconds(self, cost: Cost) -> float:
-        """How long the work takes here, once a task computes."""
+        """Return how long the work takes here, once a task computes."""
         return cost.operations / (1e12 * self.speed()) + cost.read / (1e9 * self.read_gb_s)
 
     def speed(self) -> float:
-        """Of a task, in TFLOPS."""
-        return self.tflops or (TFLOPS_A_GPU if self.gpus else TFLOPS_A_CORE * self.cpus)
+        """Return the sustained TFLOPS of a task."""
+        return self.tflops or (TFLOPS_PER_GPU if self.gpus else TFLOPS_PER_CORE * self.cpus)
 
     def minutes(self, cost: Cost) -> int:
-        """The time limit of a task."""
-        estimate = MARGIN * (STARTUP + self.seconds(cost)) / 60
-        return min(max(round(estimate + 0.5), LEAST_MINUTES), self.max_minutes)
+        """Return the time limit of a task."""
+        estimate = TIME_MARGIN * (STARTUP_S + self.seconds(cost)) / 60
+        return min(max(round(estimate + 0.5), MIN_MINUTES), self.max_minutes)
 
     def memory_gb(self, cost: Cost) -> int:
         return max(self.mem_gb, round(cost.host_gb + 0.5))
 
     def array_size(self) -> int:
-        return min(self.max_array_size or LARGEST_ARRAY, LARGEST_ARRAY)
+        return min(self.max_array_size or MAX_ARRAY_SIZE, MAX_ARRAY_SIZE)
 
 
 def load_site(name: str | None) -> Site:
@@ -96,9 +94,9 @@ def load_site(name: str | None) -> Site:
     except OmegaConfBaseException as error:
         raise ValueError(f"{path}: {str(error).splitlines()[0]}") from error
     if site.gpus is None:
-        there = said("sinfo", "--noheader", "--format=%G")  # nothing where a plan is made without a cluster
-        site.gpus = {ANY_MEMORY: "gpu:1"} if not there or "gpu" in there else {}
-    site.max_array_size = site.max_array_size or int(cluster.get("MaxArraySize", LARGEST_ARRAY))
+        listed = slurm_output("sinfo", "--noheader", "--format=%G")  # nothing where a plan is made without a cluster
+        site.gpus = {UNKNOWN_GPU_GB: "gpu:1"} if not listed or "gpu" in listed else {}
+    site.max_array_size = site.max_array_size or int(cluster.get("MaxArraySize", MAX_ARRAY_SIZE))
     return site
 
 
@@ -110,15 +108,6 @@ def site_profiles() -> dict[str, Path]:
 
 
 def cluster_config() -> dict[str, str]:
-    """What `scontrol show config` says; nothing where there is no SLURM."""
-    return dict(re.findall(r"^(\w+)\s*= (\S+)$", said("scontrol", "show", "config"), re.MULTILINE))
-
-
-def said(*command: str) -> str:
-    """The output of one of SLURM's commands; '' where it is not there, fails or takes too long."""
-    if shutil.which(command[0]) is None:
-        return ""
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=ANSWERS_WITHIN).stdout
-    except (subprocess.CalledProcessError, subprocess.TimeoutExpired):
-        return ""
+    """Return what `scontrol show config` says; nothing where there is no SLURM."""
+    shown = slurm_output("scontrol", "show", "config") or ""
+    return dict(re.findall(r"^(\w+)\s*= (\S+)$", shown, re.MULTILINE))

@@ -1,7 +1,7 @@
 """The combinations of overrides that a sweep's command names, and the config of each.
 
-Composing a config takes Hydra 60 ms. Swept values that are no config group, such as seeds, do not change what is
-composed of which files: they are set on a copy.
+Hydra takes 60 ms to compose a config. Swept values that name no config group, such as seeds, do not change which files
+are composed: they are set on a copy.
 """
 
 import copy
@@ -17,6 +17,7 @@ from hydra.core.override_parser.types import Glob, Override
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from sae_outliers.config import expand
 from sae_outliers.paths import is_globbed
 
 Combination = tuple[str, ...]
@@ -38,9 +39,7 @@ class Combinations:
         self.bases: dict[Combination, Any] = {}
 
     def composed(self) -> Iterator[tuple[Combination, Any, list[Any]]]:
-        """Each combination with its config and the configs of its variants."""
-        from sae_outliers.config import expand
-
+        """Yield each combination with its config and the configs of its variants."""
         for overrides in self.all:
             config = self.compose(overrides)
             yield overrides, config, expand(config, partial(self._variant, overrides))
@@ -49,7 +48,7 @@ class Combinations:
         return self.compose([*overrides, *variant])
 
     def compose(self, overrides: Sequence[str]) -> Any:
-        """The config that these overrides give."""
+        """Return the config that these overrides give."""
         plain = [override for override in overrides if override.partition("=")[0] in self.plain]
         rest = tuple(override for override in overrides if override.partition("=")[0] not in self.plain)
         if rest not in self.bases:
@@ -58,7 +57,7 @@ class Combinations:
         try:
             for override in self.parser.parse_overrides(plain):
                 OmegaConf.update(config, override.key_or_group, override.value(), merge=True)
-        except OmegaConfBaseException:  # Hydra says better what is wrong
+        except OmegaConfBaseException:  # Hydra's own message says what is wrong
             return self._composed(overrides)
         return config
 
@@ -69,7 +68,7 @@ class Combinations:
         return config
 
     def _is_plain(self, override: Override) -> bool:
-        """Whether it is a swept value of an option that is there, and not the choice of a config group's file."""
+        """Return whether it sweeps over values of an existing option, and not over the files of a config group."""
         swept = override.is_sweep_override() and not (override.is_add() or override.is_force_add())
         return swept and not self.config_loader.get_group_options(override.key_or_group)
 
@@ -84,7 +83,7 @@ class Combinations:
             yield f"{key}={override.get_value_element_as_str()}"
 
     def _globbed(self, group: str, glob: Glob) -> list[str]:
-        """Options of a config group that a glob names. `folder/*` looks into that folder, `*` only at the top."""
+        """Return the options of a config group that a glob names. `folder/*` looks into that folder, `*` at the top."""
         found: list[str] = []
         for pattern in glob.include:
             folder, _, name = pattern.rpartition("/")
@@ -97,5 +96,5 @@ class Combinations:
         return found
 
     def _options(self, group: str) -> list[str]:
-        """Options of a group that a glob takes in."""
+        """Return the options of a group that a glob takes in."""
         return [option for option in self.config_loader.get_group_options(group) if is_globbed(group, option)]

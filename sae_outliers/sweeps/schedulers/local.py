@@ -1,42 +1,106 @@
-"""Hydra launcher for one machine: each job in a process of its own, a few at a time.
+"""Local processes: the tasks of a plan on this machine, each in a process of its own, a few at a time.
 
-Processes are forked from a server that has imported the libraries once, so a job starts in a fraction of a second,
-and one that is killed takes nothing else with it. A job's output goes to `output.log` in its folder of the sweep.
+Processes are forked from a server that has imported the libraries once, so a task starts in a fraction of a second,
+and one that is killed takes nothing else with it. A task's output goes to `output.log` in its folder of the sweep.
 """
 
 import os
 import sys
 import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import connection, get_context, parent_process
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cloudpickle
-from hydra.core.config_store import ConfigStore
 from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, JobStatus, configure_log, run_job, setup_globals
-from hydra.plugins.launcher import Launcher
-from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, open_dict
+from omegaconf import open_dict
+
+from sae_outliers.sweeps.scheduler import SCHEDULERS, HydraSweep, InFlight, Queue
+from sae_outliers.sweeps.task import Task
+from sae_outliers.utils.progress import Progress
+
+if TYPE_CHECKING:
+    from sae_outliers.config import RunConfig
+    from sae_outliers.sweeps.plan import Plan
+
+MAX_ERROR_CHARACTERS = 2000  # of an error that goes through the pipe, whose buffer must hold them all
+
+Launch = Callable[[Sequence[Sequence[str]], int], Sequence[JobReturn]]  # overrides of jobs, the number of the first
 
 
-@dataclass
-class LocalLauncherConfig:
-    _target_: str = "hydra_plugins.sae_outliers.local_launcher.LocalLauncher"
-    n_workers: int | None = None  # jobs at a time; null: one per GPU, or one per CPU core where there is none
+@SCHEDULERS.register("local")
+class LocalScheduler:
+    """Runs a plan in two phases: extractions, then the jobs whose activations are there.
+
+    `launch` returns when its jobs have ended; by default they run in local processes.
+    """
+
+    detached = False
+    after_interrupt = "the same command goes on from there"
+
+    def __init__(self, sweep: HydraSweep, launch: Launch | None = None) -> None:
+        self.folder = sweep.folder.absolute()
+        self.launch = launch or LocalProcesses(sweep).launch
+
+    @staticmethod
+    def queue() -> Queue:
+        """Return no jobs: whether a task runs is known from its lock."""
+        return {}
+
+    def preview(self, planned: "Plan", cfg: "RunConfig") -> list[str]:
+        return []
+
+    def submit(self, planned: "Plan", cfg: "RunConfig", others: InFlight, save: Callable[[], None]) -> dict[Task, str]:
+        """Note where each task will log to; `wait` runs them."""
+        self.save = save
+        self._number(planned.tasks)
+        return {}
+
+    def wait(self, planned: "Plan") -> dict[Task, str]:
+        lacking = {task.store: reason for task, reason in self._run(planned.extractions, 0).items()}
+        failures = {task: f"no activations: {lacking[task.store]}" for task in planned.jobs if task.store in lacking}
+        ready = [task for task in planned.jobs if task.store not in lacking]
+        if failures:  # the numbers, and with them the logs, of those that do run are now others
+            self._number([*planned.extractions, *ready, *failures])
+        return failures | self._run(ready, len(planned.extractions))
+
+    def _number(self, tasks: Sequence[Task]) -> None:
+        """A task's log is in the folder of its number."""
+        for number, task in enumerate(tasks):
+            task.log = str(self.folder / str(number) / "output.log")
+        self.save()
+
+    def _run(self, tasks: Sequence[Task], first: int) -> dict[Task, str]:
+        """Launch tasks, numbered from `first` on; return the ones that failed, and why."""
+        try:
+            returns = self.launch([list(task.overrides) for task in tasks], first) if tasks else []
+            reasons = {task: _reason(returned) for task, returned in zip(tasks, returns, strict=True)}
+        except Exception as error:  # Submitit's launcher gives up at the first job that was killed
+            reasons = {task: "" if task.is_done() else f"the launcher gave up: {_one_line(error)}" for task in tasks}
+        # a launcher's word is not enough: SLURM calls a job completed whose Python raised
+        return {t: r or "it left no record" for t, r in reasons.items() if r or not t.is_done()}
 
 
-ConfigStore.instance().store(
-    group="hydra/launcher", name="local_processes", node=LocalLauncherConfig, provider="sae_outliers"
-)
+def _reason(returned: JobReturn) -> str:
+    """Return why a job failed, in one line; empty if it did not."""
+    if returned.status == JobStatus.COMPLETED:
+        return ""
+    try:
+        returned.return_value  # noqa: B018 - a failed job's value is raised when it is read
+    except Exception as error:
+        return _one_line(error)
+    return "unknown"
 
-LONGEST_ERROR = 2000  # characters of an error that go through the pipe, whose buffer must hold them all
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 class JobFailed(RuntimeError):
@@ -51,19 +115,18 @@ class Running:
     result: Connection
 
 
-class LocalLauncher(Launcher):
-    def __init__(self, n_workers: int | None = None) -> None:
-        self.n_workers = n_workers
+class LocalProcesses:
+    """A pool of processes, one for each worker of `hydra.launcher.n_workers`."""
 
-    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
+    def __init__(self, sweep: HydraSweep) -> None:
+        self.sweep = sweep
+        self.n_workers: int | None = sweep.config.hydra.launcher.get("n_workers")
 
-    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+    def launch(self, job_overrides: Sequence[Sequence[str]], first: int) -> list[JobReturn]:
         """Run all jobs; a failed one does not stop the others. Ctrl-C stops those that run, then this process."""
-        from sae_outliers.utils.progress import Progress
-
+        hydra = self.sweep.config.hydra
         setup_globals()
-        configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
+        configure_log(hydra.hydra_logging, hydra.verbose)
         workers = min(self.n_workers or default_workers(), len(job_overrides))
         print(f"{len(job_overrides)} task(s) in {workers} local process(es) at a time", flush=True)
         waiting = list(enumerate(job_overrides))[::-1]
@@ -74,7 +137,7 @@ class LocalLauncher(Launcher):
                 while waiting or running:
                     for slot in sorted(set(range(workers)) - {r.slot for r in running})[: len(waiting)]:
                         index, overrides = waiting.pop()
-                        job = self._pickled(list(overrides), initial_job_idx + index)
+                        job = self._pickled(list(overrides), first + index)
                         running.append(_start(index, slot, workers, job))
                     connection.wait([r.process.sentinel for r in running], timeout=1.0)
                     for done in [r for r in running if not r.process.is_alive()]:
@@ -88,12 +151,13 @@ class LocalLauncher(Launcher):
         return [returns[i] for i in range(len(job_overrides))]
 
     def _pickled(self, overrides: list[str], number: int) -> bytes:
-        """All that a child needs to run job `number`."""
-        config = self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
+        """Return all that a child needs to run job `number`."""
+        context = self.sweep.hydra_context
+        config = context.config_loader.load_sweep_config(self.sweep.config, overrides)
         with open_dict(config):
             config.hydra.job.id = str(number)
             config.hydra.job.num = number
-        return cloudpickle.dumps((self.hydra_context, self.task_function, config, Singleton.get_state()))
+        return cloudpickle.dumps((context, self.sweep.task_function, config, Singleton.get_state()))
 
 
 def _start(index: int, slot: int, workers: int, job: bytes) -> Running:
@@ -125,7 +189,7 @@ def _not_main() -> Any:
 
 
 def threads_each(workers: int) -> int:
-    """Of torch in each of so many processes: its share of the cores, or OMP_NUM_THREADS where that is less."""
+    """Return torch's threads in each of so many processes: a share of the cores, or OMP_NUM_THREADS if that is less."""
     import torch
 
     return min(max(1, (os.cpu_count() or 1) // workers), torch.get_num_threads())
@@ -170,12 +234,11 @@ def _run(pickled: bytes, slot: int, threads: int, result: Connection) -> None:
         return
     error = returned._return_value
     traceback.print_exception(error)
-    text = " ".join(str(error).split()) or type(error).__name__
-    result.send(f"{text[:LONGEST_ERROR]} (see {log})")
+    result.send(f"{_one_line(error)[:MAX_ERROR_CHARACTERS]} (see {log})")
 
 
 def _redirect_output(log: Path) -> None:
-    """Below Python too: libraries and a crashing interpreter write to the file descriptors."""
+    """Redirect the file descriptors, since libraries and a crashing interpreter do not write through Python."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as output:
         os.dup2(output.fileno(), sys.stdout.fileno())
@@ -191,7 +254,7 @@ def _take_resources(slot: int, threads: int) -> None:
 
 
 def _die_with_parent() -> None:
-    """A killed sweep leaves no jobs behind."""
+    """End this process when the sweep's ends, so that a killed sweep leaves no jobs behind."""
     parent = parent_process()
     assert parent is not None
     sentinel = parent.sentinel
