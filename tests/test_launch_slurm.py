@@ -97,7 +97,7 @@ def test_a_snapshot_has_what_git_has_or_would_take_and_the_users_own_config(chec
         (checkout / path).parent.mkdir(parents=True, exist_ok=True)
         (checkout / path).write_text(content)
     with (checkout / "activations.f32").open("wb") as large:
-        large.truncate(snapshot.LARGEST + 1)
+        large.truncate(snapshot.MAX_BYTES + 1)
     (checkout / "conf/init/random.yaml").unlink()
     code = take_snapshot(checkout / "runs" / "code", checkout / "runs")
     assert (code / "conf/model/mine.yaml").read_text() == "new"

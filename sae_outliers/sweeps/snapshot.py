@@ -8,7 +8,7 @@ from pathlib import Path
 from sae_outliers.paths import CHECKOUT, COPIED_CONF, user_conf
 from sae_outliers.utils.provenance import git_commit
 
-LARGEST = 10 << 20  # bytes: what is larger is no code
+MAX_BYTES = 10 << 20  # a larger file is not code
 LOCAL_DEFAULTS = "conf/local"  # not in git, but part of the config
 IN_CHECKOUT = ("conf", "launch", "sae_outliers")
 IN_WHEEL = ("sae_outliers", "hydra_plugins/sae_outliers*")  # configs and site profiles lie inside the package
@@ -23,12 +23,12 @@ def take_snapshot(folder: Path, *without: Path) -> Path:
     left_out = [folder.resolve() for folder in (CHECKOUT / "results", *without)]
     for path in _files():
         source = CHECKOUT / path
-        if any(source.resolve().is_relative_to(other) for other in left_out) or source.stat().st_size > LARGEST:
+        if any(source.resolve().is_relative_to(other) for other in left_out) or source.stat().st_size > MAX_BYTES:
             continue
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(source, folder / path)
     if own := user_conf():
-        shutil.copytree(own, folder / COPIED_CONF, ignore=_but_yamls, dirs_exist_ok=True)
+        shutil.copytree(own, folder / COPIED_CONF, ignore=_no_yamls, dirs_exist_ok=True)
     (folder / "COMMIT").write_text(git_commit() + "\n")
     return folder
 
@@ -46,7 +46,8 @@ def _files() -> Iterator[str]:
     yield from _below(LOCAL_DEFAULTS)
 
 
-def _but_yamls(folder: str, names: list[str]) -> set[str]:
+def _no_yamls(folder: str, names: list[str]) -> set[str]:
+    """Return the files that copytree leaves out."""
     return {name for name in names if not name.endswith(".yaml") and not Path(folder, name).is_dir()}
 
 
