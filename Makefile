@@ -17,8 +17,8 @@ export CLUSTER_ROOT ?= /tmp/sae_outliers_slurm
 BENCH = $(if $(wildcard .venv-peers/.installed),.venv-peers,.venv)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help install weights esm demo recovery aggregate status retry wandb-sync test test-slow test-slurm cluster-up \
-	cluster-down test-peers lint bench bench-peers clean
+.PHONY: help install weights esm demo recovery aggregate status retry wandb-sync test test-slow test-slurm wheel-check \
+	cluster-up cluster-down test-peers lint bench bench-peers clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -69,6 +69,9 @@ test-slurm: weights ## the tests on a real SLURM on this machine (root on Debian
 	trap launch/cluster/down.sh EXIT; trap 'exit 130' INT TERM; \
 		launch/cluster/up.sh && SLURM_CONF=$(CLUSTER_ROOT)/etc/slurm.conf $(PYTEST) -m slurm tests/slurm
 
+wheel-check: install ## build the wheel, install it apart from the checkout, and run it from another folder
+	$(PYTEST) -m wheel tests/test_install.py
+
 cluster-up: ## start that SLURM, to try things on
 	launch/cluster/up.sh
 
@@ -78,10 +81,11 @@ cluster-down: ## stop it
 test-peers: bench-peers ## the tests that compare with SAELens, dictionary_learning and sparsify
 	.venv-peers/bin/python -m pytest tests/peers tests/test_export.py
 
-lint: install ## formatting, lint and types
+lint: install ## formatting, lint, which module may import which, and types
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
 	.venv/bin/shellcheck -x .ci/run launch/cluster/*.sh
+	.venv/bin/lint-imports --no-cache
 	.venv/bin/mypy
 
 bench: install ## speed and memory as ratios to the encoder's product, beside the peers if they are there (12 min)

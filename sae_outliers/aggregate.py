@@ -3,7 +3,7 @@
     python -m sae_outliers.aggregate results_dir=results
     python -m sae_outliers.aggregate 'where="train_steps == 0 and n_eval == 20000"'
     python -m sae_outliers.aggregate 'where="`data.tokens_per_item` == 8"'
-    python -m sae_outliers.aggregate reference=init_stats.csv expected=conf/model
+    python -m sae_outliers.aggregate reference=init_stats.csv expected=paper
 
 `where` is a condition on the columns of the records, in pandas' query language; any option that determines a result
 may be named too, in backticks. `reference` is a copy of the authors' published table of 454 model-layers: the same
@@ -39,7 +39,8 @@ class AggregateConfig:
     results_dir: str = "results"
     where: str | None = None  # aggregate only the records for which this condition on their columns holds
     allow_mixed: bool = False  # put records with different settings into one table
-    expected: str | None = None  # folder of model configs whose layers are expected besides those of the models seen
+    # whose layers are expected besides those of the models seen: `paper`, or a folder of model configs
+    expected: str | None = None
     reference: str | None = None  # CSV file with the columns of the authors' published table
     reference_trained: str | None = None  # CSV file with the columns of their table of trained SAEs
 

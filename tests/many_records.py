@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
+from sae_outliers.paths import PAPER_MODELS
 from sae_outliers.results.layout import run_dir
 from sae_outliers.results.record import SCHEMA_VERSION
 from sae_outliers.runs.record import Record
@@ -53,8 +54,8 @@ def write_sweep(results_dir: Path, most_layers: int | None = None) -> int:
 
 
 def layers(most: int | None) -> Iterator[tuple[dict[str, Any], int]]:
-    for path in sorted(CONF.glob("*.yaml")):
-        model = yaml.safe_load(path.read_text())["model"]
+    for name in sorted(PAPER_MODELS):
+        model = yaml.safe_load((CONF / f"{name}.yaml").read_text())["model"]
         for layer in range(model.get("first_layer", 1), model["last_layer"] + 1)[:most]:
             yield model, layer
 

@@ -1,5 +1,6 @@
 """Every yaml composes, names things that exist, and a misspelt key is refused."""
 
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,17 @@ from hydra.utils import get_method
 
 from sae_outliers.config import key_of
 from sae_outliers.models.layer_spec import resolve_layers
-from tests.conftest import CONF, composed
+from tests.conftest import CONF, ROOT, composed
 
 GROUPS = ("model", "data", "sae", "centering", "train", "tracker", "experiment")
 
 
 def options(group: str) -> list[str]:
-    return [str(path.relative_to(CONF / group).with_suffix("")) for path in sorted((CONF / group).rglob("*.yaml"))]
+    """The project's options of a group: a file that git does not know is somebody's own."""
+    listed = subprocess.run(["git", "ls-files", "conf"], cwd=ROOT, capture_output=True, text=True)
+    known = [ROOT / path for path in listed.stdout.splitlines()] or list(CONF.rglob("*.yaml"))  # an unpacked archive
+    paths = sorted(path for path in known if path.suffix == ".yaml" and path.is_relative_to(CONF / group))
+    return [path.relative_to(CONF / group).with_suffix("").as_posix() for path in paths]
 
 
 def targets(node: Any) -> Iterator[str]:

@@ -159,7 +159,9 @@ def test_a_profile_leaves_out_what_is_as_in_the_default_and_a_wrong_key_is_named
     assert (hpc.partition, hpc.array_size(), hpc.gres(Cost(gpu_gb=900)), hpc.cpus) == ("long", 40, None, 4)
     with pytest.raises(ValueError, match=r"bad\.yaml.*'partitoin'"):
         load_site("bad")
-    with pytest.raises(ValueError, match="site=elsewhere names no profile in launch/slurm: there are bad, hpc"):
+    with pytest.raises(
+        ValueError, match="site=elsewhere names no profile in launch/slurm or conf/slurm: there are bad, hpc"
+    ):
         load_site("elsewhere")
 
 

@@ -134,8 +134,8 @@ def test_absent_package_is_named_with_the_remedy(monkeypatch: pytest.MonkeyPatch
 
 
 def test_version_without_weights_is_named_with_the_remedy() -> None:
-    with pytest.raises(FileNotFoundError, match=r"numpy contains no weights\.bin: run `make weights`"):
-        packaged.package_file("numpy", "numpy", "weights.bin")
+    with pytest.raises(FileNotFoundError, match=r"antiberty contains no weights\.bin: run `make weights`"):
+        packaged.package_file("numpy", "antiberty", "weights.bin")
 
 
 def test_fairseq_dictionary_begins_with_its_specials_and_ends_with_the_mask() -> None:

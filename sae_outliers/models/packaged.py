@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from sae_outliers.utils.package_cache import converted, package_folder
+from sae_outliers.utils.package_cache import converted, install_command, package_folder
 
 Convert = Callable[[Path, Path], None]  # converts the package in the first folder into the second
 
@@ -47,7 +47,7 @@ def package_file(module: str, package: str, path: str) -> Path:
     """Return a file of a package. Raise FileNotFoundError if the installed version does not contain it."""
     file = package_folder(module, package) / path
     if not file.is_file():
-        raise FileNotFoundError(f"the installed {package} contains no {path}: run `make weights`")
+        raise FileNotFoundError(f"the installed {package} contains no {path}: run `{install_command(package)}`")
     return file
 
 

@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from sae_outliers.config import expand
-from sae_outliers.paths import CONF
+from sae_outliers.paths import is_globbed
 
 Combination = tuple[str, ...]
 
@@ -96,6 +96,5 @@ class Combinations:
         return found
 
     def _options(self, group: str) -> list[str]:
-        """Return the options that a glob takes in: not those of conf/own/, which need a name or a path."""
-        own = {path.stem for path in (CONF / "own" / group).glob("*.yaml")}
-        return [option for option in self.config_loader.get_group_options(group) if option not in own]
+        """Return the options of a group that a glob takes in."""
+        return [option for option in self.config_loader.get_group_options(group) if is_globbed(group, option)]

@@ -19,6 +19,8 @@ def git_commit() -> str:
     """
     if (CHECKOUT / "COMMIT").is_file():
         return (CHECKOUT / "COMMIT").read_text().strip()
+    if not (CHECKOUT / ".git").exists():  # git would name the commit of a repository that an environment lies in
+        return "unknown"
     try:
         done = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=40", "--match="],

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from sae_outliers.models.backbone import Backbone, Batch
 from sae_outliers.models.hub_access import not_loaded
 from sae_outliers.models.windows import TokenWindows, special_tokens_around
+from sae_outliers.utils.package_cache import install_command
 
 WEIGHTS_FILE = "data/weights/esm3_sm_open_v1.pth"  # the hub repository contains other networks as well
 HEAD_WIDTH = 64  # of an attention head in every ESM3: the one size that the weights do not reveal
@@ -60,7 +61,7 @@ def _network(weights: dict[str, Tensor]) -> tuple[Any, Any]:
         from esm.models.esm3 import ESM3
         from esm.tokenization import EsmSequenceTokenizer
     except ImportError as error:
-        raise ModuleNotFoundError(f"esm cannot be imported ({error}): run `make esm`") from error
+        raise ModuleNotFoundError(f"esm cannot be imported ({error}): run `{install_command('esm')}`") from error
     tokenizer = EsmSequenceTokenizer()
     d_model = weights["encoder.sequence_embed.weight"].shape[1]
     module = ESM3(

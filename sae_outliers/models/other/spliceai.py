@@ -33,7 +33,7 @@ def load(net: int = 1, window: int = 15_000) -> Backbone:
     """
     if window <= 2 * CONTEXT:
         raise ValueError(f"window={window} leaves no token: the network needs {CONTEXT} bases on either side")
-    folder = package_folder("spliceai", "spliceai", install="make weights SPLICEAI=yes")
+    folder = package_folder("spliceai", "spliceai")
     module = read_network(folder / "models" / f"spliceai{net}.h5")
 
     def items(sequence: str) -> Iterator[str]:

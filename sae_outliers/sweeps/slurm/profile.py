@@ -2,12 +2,13 @@
 
 import re
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sae_outliers.paths import SITES
+from sae_outliers.paths import SITES, user_conf
 from sae_outliers.sweeps.slurm.queue import slurm_output
 from sae_outliers.sweeps.task import Cost
 
@@ -73,18 +74,20 @@ class Site:
 def load_site(name: str | None) -> Site:
     """Return the profile of that name; by default the one named like the cluster, or default.yaml.
 
-    What it leaves open is asked of the cluster.
+    The user's own, in conf/slurm/, come before those of the project. What a profile leaves open, the cluster is asked.
 
     Raises:
         ValueError: there is no such profile, or it has a key or value that no profile has.
     """
     cluster = cluster_config()
     own = cluster.get("ClusterName", "")
-    name = name or (own if (SITES / f"{own}.yaml").is_file() else "default")
-    path = SITES / f"{name}.yaml"
-    if not path.is_file():
-        there = ", ".join(sorted(profile.stem for profile in SITES.glob("*.yaml")))
-        raise ValueError(f"site={name} names no profile in launch/slurm: there are {there}")
+    profiles = site_profiles()
+    name = name or (own if own in profiles else "default")
+    if name not in profiles:
+        raise ValueError(
+            f"site={name} names no profile in launch/slurm or conf/slurm: there are {', '.join(sorted(profiles))}"
+        )
+    path = profiles[name]
     try:
         merged = OmegaConf.merge(OmegaConf.structured(Site), OmegaConf.load(path), {"name": name})
         site: Site = OmegaConf.to_object(merged)  # type: ignore[assignment]
@@ -95,6 +98,13 @@ def load_site(name: str | None) -> Site:
         site.gpus = {UNKNOWN_GPU_GB: "gpu:1"} if not listed or "gpu" in listed else {}
     site.max_array_size = site.max_array_size or int(cluster.get("MaxArraySize", MAX_ARRAY_SIZE))
     return site
+
+
+def site_profiles() -> dict[str, Path]:
+    """Return the profiles by name."""
+    conf = user_conf()
+    folders = [SITES, conf / "slurm"] if conf else [SITES]
+    return {path.stem: path for folder in folders for path in folder.glob("*.yaml")}
 
 
 def cluster_config() -> dict[str, str]:
