@@ -10,7 +10,7 @@ from hydra.errors import ConfigCompositionException
 from hydra.utils import get_method
 
 from sae_outliers.config import key_of
-from sae_outliers.models.layer_spec import resolve_layers
+from sae_outliers.runs.layer_spec import resolve_layers
 from tests.conftest import CONF, ROOT, composed
 
 GROUPS = ("model", "data", "sae", "centering", "train", "tracker", "experiment")

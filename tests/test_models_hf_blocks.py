@@ -10,8 +10,8 @@ import transformers
 from torch import nn
 
 from sae_outliers.models.blocks import block_list, blocks_path
-from sae_outliers.models.layer_spec import last_layer
 from sae_outliers.models.transformers.auto import count_blocks, load
+from sae_outliers.runs.layer_spec import last_layer
 from tests.conftest import composed
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32}

@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 
 from sae_outliers.activations.capture import capture
 from sae_outliers.data.arrays import ROWS_PER_DOCUMENT, AlphaFold3Outputs, StoredArrays
-from sae_outliers.models.layer_spec import layers_of
 from sae_outliers.models.other import precomputed as stored
+from sae_outliers.runs.layer_spec import layers_of
 from tests.conftest import Run, composed
 
 

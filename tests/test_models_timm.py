@@ -10,8 +10,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from sae_outliers.activations.capture import capture
-from sae_outliers.models.layer_spec import last_layer, layers_of
 from sae_outliers.models.vision import timm as timm_vision
+from sae_outliers.runs.layer_spec import last_layer, layers_of
 from tests.conftest import composed
 
 import timm  # isort: skip  # importable beside a CPU torch only after sae_outliers.models

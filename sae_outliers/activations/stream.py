@@ -9,10 +9,8 @@ from torch import Tensor
 
 from sae_outliers.activations.capture import capture
 from sae_outliers.activations.store import DOC_START, SPECIAL
-from sae_outliers.config import DataConfig, ModelConfig
 from sae_outliers.data.dedup import distinct
 from sae_outliers.models.backbone import Backbone, Batch
-from sae_outliers.utils.device import memory_gb
 from sae_outliers.utils.instantiate import instantiate
 
 ITEMS_WITHOUT_GPU = 8
@@ -56,11 +54,6 @@ class TokenStream:
     tokens_per_item: int | None
     batch_size: int
     device: torch.device
-
-    @classmethod
-    def of(cls, model: ModelConfig, data: DataConfig, seed: int, device: torch.device) -> "TokenStream":
-        size = items_per_batch(data.batch_size, model.gpu_batch_size, memory_gb(device))
-        return cls(model.name, data.name, model.loader, data.source, seed, data.tokens_per_item, size, device)
 
     def load_backbone(self) -> Backbone:
         """Return the network in eval mode on the device."""

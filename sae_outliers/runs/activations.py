@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 
 from sae_outliers.activations.extract import fill, holds
-from sae_outliers.activations.stream import TokenStream
+from sae_outliers.activations.stream import TokenStream, items_per_batch
 from sae_outliers.config import RunConfig
 from sae_outliers.runs.identity import store_directory, store_settings
-from sae_outliers.utils.device import resolve_device
+from sae_outliers.utils.device import memory_gb, resolve_device
 
 
 def training_tokens(cfg: RunConfig) -> int:
@@ -19,7 +19,17 @@ def tokens_wanted(cfg: RunConfig) -> int:
 
 
 def stream_of(cfg: RunConfig) -> TokenStream:
-    return TokenStream.of(cfg.model, cfg.data, cfg.seed, resolve_device(cfg.device))
+    device = resolve_device(cfg.device)
+    return TokenStream(
+        model=cfg.model.name,
+        data=cfg.data.name,
+        loader=cfg.model.loader,
+        source=cfg.data.source,
+        seed=cfg.seed,
+        tokens_per_item=cfg.data.tokens_per_item,
+        batch_size=items_per_batch(cfg.data.batch_size, cfg.model.gpu_batch_size, memory_gb(device)),
+        device=device,
+    )
 
 
 def extract(cfg: RunConfig, layers: Sequence[int]) -> None:

@@ -7,9 +7,9 @@ from pathlib import Path
 from hydra import compose
 
 from sae_outliers.config import RunConfig, expand
-from sae_outliers.models.layer_spec import layers_of
 from sae_outliers.runs.activations import extract
 from sae_outliers.runs.layer import run_layer
+from sae_outliers.runs.layer_spec import layers_of
 from sae_outliers.runs.record import describe, read_record
 from sae_outliers.runs.smoke_test import check_model
 from sae_outliers.runs.streaming import measure_in_stream

@@ -9,10 +9,10 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from sae_outliers.config import RunConfig
-from sae_outliers.models.layer_spec import last_layer
 from sae_outliers.results.record import SCHEMA_VERSION, read_row
 from sae_outliers.runs.activations import training_tokens
 from sae_outliers.runs.identity import run_settings
+from sae_outliers.runs.layer_spec import last_layer
 from sae_outliers.runs.measure import Final
 from sae_outliers.runs.setup import RunSetup
 from sae_outliers.sae.evaluation import SelectionChange

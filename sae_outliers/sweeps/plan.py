@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sae_outliers.config import RunConfig, roles
-from sae_outliers.models.layer_spec import layers_of
 from sae_outliers.results.layout import is_finished
 from sae_outliers.runs.activations import is_stored, tokens_wanted
 from sae_outliers.runs.identity import run_directories, store_directory
+from sae_outliers.runs.layer_spec import layers_of
 from sae_outliers.runs.validation import validate
 from sae_outliers.sweeps.cost import extraction_cost, run_cost, streamed_cost
 from sae_outliers.sweeps.task import Cost, Task

@@ -10,8 +10,8 @@ import torch
 
 from sae_outliers.activations.extract import Shards
 from sae_outliers.activations.store import LayerFiles
-from sae_outliers.models.layer_spec import layers_of
 from sae_outliers.runs.activations import stream_of
+from sae_outliers.runs.layer_spec import layers_of
 from tests.benchmarks.plan import Plan
 from tests.benchmarks.timing import interleaved
 from tests.conftest import composed
