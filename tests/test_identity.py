@@ -160,3 +160,8 @@ def test_a_record_that_is_not_json_is_named(tmp_path: Path) -> None:
     (directory / "record.json").write_text("{")
     with pytest.raises(ValueError, match=r"abc/record.json is not valid JSON .* delete it and run its job again"):
         read_records(tmp_path)
+
+
+def test_a_number_is_the_same_setting_with_and_without_a_point() -> None:
+    ids = [settings_of(resolved(*SMALL, *TRAINED, "sae=relu", f"sae.sparsity={value}")) for value in ("1", "1.0", "2")]
+    assert json.dumps(ids[0]) == json.dumps(ids[1]) != json.dumps(ids[2])

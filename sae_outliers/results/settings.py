@@ -46,7 +46,14 @@ def _flat(node: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
         elif f"{prefix}{key}" in BY_NAME and str(value).startswith("sae_outliers."):
             continue  # of version 0.1, which named our own classes in their yamls
         else:
-            yield f"{prefix}{key}", stable_name(value) if key == "_target_" and value else value
+            yield f"{prefix}{key}", stable_name(value) if key == "_target_" and value else _canonical(value)
+
+
+def _canonical(value: Any) -> Any:
+    """The same value for 1 and 1.0: options of a type are numbers as the command line had them."""
+    if isinstance(value, list):
+        return [_canonical(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _role(key: str) -> Role:
