@@ -238,7 +238,9 @@ def test_its_console_command_sweeps_a_users_own_model_and_aggregates(
     assert records["model"].tolist() == ["of_a_user", "of_a_user"]
     assert set(records["git_commit"]) == {"unknown"}
     assert set(records["seed"]) == {7}
-    assert "results/tables: spearman" in run(installed, sae_outliers, "aggregate", "expected=paper", cwd=tmp_path)
+    shown = run(installed, sae_outliers, "aggregate", "expected=paper", cwd=tmp_path)
+    assert "topk, off: 1/455" in shown  # the paper's 454 layers and the user's own
+    assert (tmp_path / "results" / "tables" / "spearman.csv").is_file()
 
 
 @pytest.mark.wheel
