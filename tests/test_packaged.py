@@ -187,6 +187,19 @@ def test_failed_conversion_leaves_no_folder(cache: Path) -> None:
     assert folders(cache) == []
 
 
+def test_others_may_read_what_was_converted(cache: Path) -> None:
+    def write(folder: Path) -> None:
+        (folder / "private").touch(0o600)
+
+    mask = os.umask(0o022)
+    try:
+        folder = convert_with(write)
+    finally:
+        os.umask(mask)
+    assert folder.stat().st_mode & 0o777 == 0o755
+    assert (folder / "private").stat().st_mode & 0o777 == 0o644
+
+
 @pytest.mark.parametrize("same_pid", [False, True])
 def test_killed_conversion_leaves_the_place_empty_and_the_next_one_fills_it(
     same_pid: bool, cache: Path, monkeypatch: pytest.MonkeyPatch

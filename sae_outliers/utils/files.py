@@ -24,11 +24,13 @@ def atomic_write(path: Path) -> Iterator[Path]:
     _remove(beside)  # a killed process with the same id may have left it
     try:
         yield beside
+        mode = 0o666 & ~_umask()  # safetensors makes files that only their owner can read
+        for file in _files_below(beside) if beside.is_dir() else [beside]:
+            file.chmod(mode)
         if beside.is_dir():
             _rename_folder(beside, path)
         else:
-            os.chmod(beside, 0o666 & ~_umask())  # safetensors makes files that only their owner can read
-            os.replace(beside, path)
+            beside.replace(path)
     finally:
         _remove(beside)
 
@@ -68,8 +70,12 @@ def digest(content: Any, length: int = 12) -> str:
 
 def file_fingerprints(path: Path) -> list[list[str | int]]:
     """Return [name, size, modification time in ns] of a file, or of every file below a folder."""
-    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+    files = [path] if path.is_file() else _files_below(path)
     return [[str(file.relative_to(path.parent)), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+
+
+def _files_below(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.rglob("*") if file.is_file())
 
 
 def is_locked(path: Path) -> bool:
