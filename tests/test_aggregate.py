@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 from hydra import compose, initialize_config_dir
 
+import sae_outliers.aggregate  # noqa: F401 - makes its schema known to Hydra
 from sae_outliers.analysis.figures import FIGURES
 from sae_outliers.analysis.inputs import complete, layers_listed_in
 from sae_outliers.analysis.make import remove_stale

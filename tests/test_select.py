@@ -99,6 +99,12 @@ def test_a_record_that_lost_its_settings_is_compared_by_its_columns() -> None:
         check_mixed(frame(make_record(settings=known), make_record(layer=2, n_eval=7)), allow=False)
 
 
+def test_a_whole_number_is_the_same_setting_as_an_integer_or_a_float() -> None:
+    rows = frame(*(make_record(settings=SETTINGS | {"init.blend": value}) for value in (1, 1.0)))
+    assert not check_mixed(rows, allow=False)
+    assert len(measured_once(rows)) == 1
+
+
 def test_where_names_options_in_backticks() -> None:
     rows = pair("data.tokens_per_item")
     assert list(select(rows, "`data.tokens_per_item` == 2 and `model.name` == 'a'")["run_id"]) == ["2"]

@@ -297,7 +297,7 @@ def measured_once(records: pd.DataFrame, by_sae: bool = False) -> pd.DataFrame:
         of = role(name)
         of_type = name == "sae.name" or of.within == "sae"
         if of.affects in AT_INIT and (by_sae or not of_type):
-            key = key.assign(**{name: _filled(name, records, options).map(repr)})
+            key = key.assign(**{name: _filled(name, records, options)})
     preferred = pd.DataFrame({"type": records["sae"].ne("topk"), "untrained": -records["train_steps"]})
     order = preferred.sort_values(["type", "untrained"], kind="stable").index
     return records[~key.loc[order].duplicated().reindex(records.index)]

@@ -13,7 +13,8 @@ BY_TOPK = {"dead_pct_init_topk": "init", "dead_pct_final_topk": "end", "half_top
 BY_RELU = {"dead_pct_init_relu": "ReLU init", "dead_pct_final_relu": "ReLU end", "half_relu": "ReLU tokens to half"}
 NOTE = (
     "Percentage of features dead at initialisation (init) and after training (end) under the conditions of the "
-    "recovery study, all with a TopK SAE (fast b_dec: b_dec has a higher learning rate than the rest); "
+    "recovery study, and any others that were trained, all with a TopK SAE (fast b_dec: b_dec has a higher learning "
+    "rate than the rest); "
     "medians over runs, where seeds make several. A column without ReLU in its "
     "name is of dead by TopK, which includes dead by ReLU. Tokens to half: training tokens until the percentage first "
     "is half of what it was at init, linear between the points of the curve; blank where that takes more than the "
