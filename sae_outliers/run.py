@@ -1,7 +1,7 @@
 """python -m sae_outliers.run model=offline/smollm2 layer=7 sae=topk centering=off
 
-One run: compose the config, then one job per layer in this process. With `variants`, several runs of a layer train side
-by side. With -m, the sweeper in launch/ makes one job per model, layer and condition.
+One run: compose the config, then run its layers one after the other in this process. With `variants`, several runs of a
+layer are trained jointly. With -m, sweeps/sweep.py makes one job per model, layer and condition.
 """
 
 import logging

@@ -16,7 +16,7 @@ from sae_outliers.activations.stream import Captured, TokenStream
 from sae_outliers.models.backbone import Backbone
 from sae_outliers.utils.files import write_json
 from sae_outliers.utils.preemption import defer_preemption
-from sae_outliers.utils.progress import Progress
+from sae_outliers.utils.progress import Progress, duration
 from sae_outliers.utils.provenance import peak_memory_mb
 
 log = logging.getLogger(__name__)
@@ -124,7 +124,7 @@ class Forecast:
             self._check(disk)
             return
         memory = peak_memory_mb(self.device) * 2**20 + SHARD_BYTES
-        took = _duration(batches_left * seconds)
+        took = duration(batches_left * seconds)
         log.info("%s: about %.2g GB on disk, %.2g GB of memory, %s", self.title, disk / 1e9, memory / 1e9, took)
 
     def _check(self, disk: float) -> None:
@@ -134,12 +134,6 @@ class Forecast:
                 f"{self.title}: {disk / 1e9:.3g} GB do not fit in {self.directory.parent}, where {free / 1e9:.3g} GB "
                 "are free: take fewer layers or tokens, another results_dir, or store=false"
             )
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 class Shards:
