@@ -185,6 +185,7 @@ class RunConfig:
 # Of what stands below a setting that is a dict of arguments, or an option of an SAE type, a revival or a tracker.
 OPEN_ROLES = {
     "model.loader.trust_remote_code": Role("nothing"),  # a permission
+    "files": Role("activations", within="model"),  # fingerprints of the local files that a run reads
     "sae.": Role("init", within="sae"),  # a type may start from its options
     "revival.": Role("training", within="revival"),
     "tracker.": Role("nothing"),
@@ -207,22 +208,14 @@ def _roles(schema: type, prefix: str) -> Iterator[tuple[str, Role]]:
 
 
 def role_of(key: str) -> Role:
-    """The role of a setting, of an argument below one (`model.loader.context`), or of a type's option (`sae.sparsity`).
+    """Return the role of a setting, of an argument below one (`model.loader.context`), or of a type's option.
 
-    Raises:
-        KeyError: the schema has no such setting.
+    A setting that the schema no longer has counts as the strongest, because nobody can tell what it did.
     """
-    if key in OPEN_ROLES:
-        return OPEN_ROLES[key]
-    declared = roles()
-    parents = [key.rsplit(".", depth)[0] for depth in range(key.count(".") + 1)]
-    for name in parents:
-        if name in declared:
-            return declared[name]
-    for prefix, role in OPEN_ROLES.items():
-        if prefix.endswith(".") and key.startswith(prefix):
-            return role
-    raise KeyError(f"{key} is no setting of the schema")
+    declared = OPEN_ROLES | roles()
+    parents = (key.rsplit(".", depth)[0] for depth in range(key.count(".") + 1))
+    groups = (f"{key.partition('.')[0]}.",)
+    return next((declared[name] for name in (*parents, *groups) if name in declared), Role("activations"))
 
 
 def with_options(schema: type, group: str) -> type:
@@ -260,6 +253,11 @@ def options_of(cfg: SaeConfig | RevivalConfig, kind: type) -> dict[str, Any]:
 def sae_options(cfg: RunConfig, kind: type) -> dict[str, Any]:
     """Return what the SAE's constructor is given besides the sizes that the data has, its scale and its seed."""
     return options_of(cfg.sae, kind) | ({} if cfg.precision == "float32" else {"precision": cfg.precision})
+
+
+def sae_seed_of(seed: int, sae_seed: int | None) -> int:
+    """Return the seed of the SAE's initialisation: `sae_seed`, or `seed` where it is null."""
+    return seed if sae_seed is None else sae_seed
 
 
 def expand(cfg: RunConfig, compose: Callable[[list[str]], RunConfig]) -> list[RunConfig]:

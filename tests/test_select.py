@@ -6,16 +6,16 @@ import pandas as pd
 import pytest
 
 from sae_outliers.analysis.inputs import Inputs
-from sae_outliers.analysis.select import COLUMNS, FILES, check_mixed, measured_once, role, select
+from sae_outliers.analysis.select import COLUMNS, FILES, check_mixed, measured_once, select
 from sae_outliers.analysis.tables.conditions import conditions
 from sae_outliers.analysis.tables.models import models
-from sae_outliers.config import roles
+from sae_outliers.config import role_of, roles
 from tests.test_tables import frame, make_record, trained
 
 ARGUMENTS = ("model.loader.context", "data.source.corpora", "sae.sparsity", "revival.alpha", FILES, "gone.since")
-COMPARED = [key for key in (*roles(), *ARGUMENTS) if role(key).affects != "nothing" and not role(key).axis]
-AXES = [key for key in roles() if role(key).axis]
-IGNORED = [key for key in (*roles(), "model.loader.trust_remote_code") if role(key).affects == "nothing"]
+COMPARED = [key for key in (*roles(), *ARGUMENTS) if role_of(key).affects != "nothing" and not role_of(key).axis]
+AXES = [key for key in roles() if role_of(key).axis]
+IGNORED = [key for key in (*roles(), "model.loader.trust_remote_code") if role_of(key).affects == "nothing"]
 VALUES: dict[str, tuple[Any, Any]] = {
     "data.source.corpora": (["docstrings"], ["topics"]),
     FILES: ([["a", 1]], [["a", 2]]),
@@ -40,13 +40,13 @@ def test_two_values_of_a_setting_are_refused_and_named(key: str) -> None:
     assert len(check_mixed(pair(key), allow=True)) == 1
 
 
-@pytest.mark.parametrize("key", [key for key in COMPARED if role(key).affects != "training"])
+@pytest.mark.parametrize("key", [key for key in COMPARED if role_of(key).affects != "training"])
 def test_where_they_are_allowed_none_is_dropped(key: str) -> None:
     assert len(measured_once(pair(key), by_sae=True)) == 2
-    assert len(measured_once(pair(key))) == (1 if role(key).within == "sae" else 2)
+    assert len(measured_once(pair(key))) == (1 if role_of(key).within == "sae" else 2)
 
 
-@pytest.mark.parametrize("key", [key for key in COMPARED if role(key).affects == "training"])
+@pytest.mark.parametrize("key", [key for key in COMPARED if role_of(key).affects == "training"])
 def test_a_setting_of_the_training_counts_among_trained_records_only(key: str) -> None:
     rows = pair(key).assign(train_steps=[0, 100])
     assert not check_mixed(rows, allow=False)
@@ -76,7 +76,7 @@ def test_tables_tell_the_values_of_an_axis_apart(key: str) -> None:
     assert (found["one"], found["two"]) == (1, 9)
 
 
-@pytest.mark.parametrize("key", [key for key in COMPARED if role(key).within == "model"])
+@pytest.mark.parametrize("key", [key for key in COMPARED if role_of(key).within == "model"])
 def test_each_model_has_data_and_a_loader_of_its_own(key: str) -> None:
     rows = pair(key).assign(model=["a", "b"])
     assert not check_mixed(rows, allow=False)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from sae_outliers.config import Role, role_of, roles
+from sae_outliers.config import role_of, roles
 
 # Settings that have a column of their own in the records, by which `where=` may name them.
 COLUMNS = {
@@ -42,7 +42,7 @@ COLUMNS = {
     "sae_seed": "sae_seed",
 }
 OPTION_COLUMNS = {"sae.": "sae_options", "revival.": "revival_options"}  # JSON of a type's own options
-FILES = "files"  # of local files that a run read: it is in no schema, and former records lack it
+FILES = "files"  # of local files that a run read: former records lack it
 AT_INIT = ("activations", "init")
 
 
@@ -124,7 +124,7 @@ def _settings_in_columns(row: Mapping[Any, Any]) -> dict[str, Any]:
         text = row.get(column)
         found |= {prefix + key: value for key, value in json.loads(text if isinstance(text, str) else "{}").items()}
     trained = (row.get("train_steps") or 0) > 0
-    return {key: value for key, value in found.items() if trained or role(key).affects != "training"}
+    return {key: value for key, value in found.items() if trained or role_of(key).affects != "training"}
 
 
 def _scalar(value: Any) -> Any:
@@ -133,16 +133,6 @@ def _scalar(value: Any) -> Any:
     if value is None or (isinstance(value, float) and np.isnan(value)):
         return None
     return value if isinstance(value, str | bool | int | float) else json.dumps(value, sort_keys=True)
-
-
-def role(key: str) -> Role:
-    """Return a setting's role; one that the schema does not have counts as the strongest, since nobody can tell."""
-    if key == FILES:
-        return Role("activations", within="model")
-    try:
-        return role_of(key)
-    except KeyError:
-        return Role("activations")
 
 
 def _place(key: str) -> tuple[int, str]:
@@ -164,7 +154,7 @@ def _is_known(key: str, records: pd.DataFrame, options: pd.DataFrame) -> pd.Seri
     known = options[key].notna()
     if key != FILES and "settings" in records:
         known |= records["settings"].map(_mapping).notna()
-    return known | (role(key).within in ("sae", "revival"))
+    return known | (role_of(key).within in ("sae", "revival"))
 
 
 # --- which records may stand together -------------------------------------------------------------------
@@ -179,7 +169,7 @@ def mixed_settings(records: pd.DataFrame) -> list[Mix]:
     trained = records["train_steps"] > 0
     found = [Mix("schema_version", _count(records["schema_version"]))]
     for key in map(str, options):
-        known, of = _is_known(key, records, options), role(key)
+        known, of = _is_known(key, records, options), role_of(key)
         if of.affects == "nothing" or of.axis:
             continue
         rows = known & trained if of.affects == "training" else known
@@ -294,7 +284,7 @@ def measured_once(records: pd.DataFrame, by_sae: bool = False) -> pd.DataFrame:
     options = settings_table(records)
     key = records[["model", "layer", "centering", "schema_version", "planted_gamma", *(["sae"] if by_sae else [])]]
     for name in map(str, options):
-        of = role(name)
+        of = role_of(name)
         of_type = name == "sae.name" or of.within == "sae"
         if of.affects in AT_INIT and (by_sae or not of_type):
             key = key.assign(**{name: _filled(name, records, options)})

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from sae_outliers.config import EFFECTS, Effect, Role, role_of
+from sae_outliers.config import EFFECTS, Effect, role_of, sae_seed_of
 from sae_outliers.utils.instantiate import stable_name
 
 BY_NAME = ("sae._target_", "revival._target_")  # these types are known by their registered names
@@ -17,7 +17,8 @@ def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
     Components go by their stable names.
     """
     trained = config["train"]["steps"] > 0
-    return dict(_determining(config, "training" if trained else "init")) | {"sae_seed": sae_seed_of(config)}
+    seeds = {"sae_seed": sae_seed_of(config["seed"], config["sae_seed"])}
+    return dict(_determining(config, "training" if trained else "init")) | seeds
 
 
 def activation_settings(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -25,16 +26,11 @@ def activation_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     return dict(_determining(config, "activations"))
 
 
-def sae_seed_of(config: Mapping[str, Any]) -> int:
-    """The seed of the SAE's initialisation: `sae_seed`, or `seed` where it is null."""
-    return config["seed"] if config["sae_seed"] is None else config["sae_seed"]
-
-
 def _determining(config: Mapping[str, Any], stage: Effect) -> Iterator[tuple[str, Any]]:
     """The settings that affect a stage or one before it."""
     stages = EFFECTS[: EFFECTS.index(stage) + 1]
     for key, value in _flat(config, ""):
-        role = _role(key)
+        role = role_of(key)
         if role.affects in stages and value is not None and value != role.neutral:
             yield key, value
 
@@ -54,11 +50,3 @@ def _canonical(value: Any) -> Any:
     if isinstance(value, list):
         return [_canonical(item) for item in value]
     return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-def _role(key: str) -> Role:
-    """The setting's role; one that the schema no longer has counts as the strongest, since nobody can tell."""
-    try:
-        return role_of(key)
-    except KeyError:
-        return Role("activations")

@@ -10,8 +10,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from sae_outliers.config import RunConfig
-from sae_outliers.results.settings import sae_seed_of
+from sae_outliers.config import RunConfig, sae_seed_of
 from sae_outliers.utils.files import digest, file_fingerprints
 from sae_outliers.utils.instantiate import stable_name
 
@@ -49,7 +48,7 @@ def former_run_digests(cfg: RunConfig, layers: Iterable[int]) -> list[str]:
         "init": _keys(config["init"], INIT_KEYS),
         "centering": _keys(config["centering"], ("name",)),
         "data": config["data"]["rescale_mean"],
-        "sae_seed": sae_seed_of(config),
+        "sae_seed": sae_seed_of(config["seed"], config["sae_seed"]),
         "stream": _store_identity(config),
         "schema": 2,
     }

@@ -21,7 +21,7 @@ from sae_outliers.runs.activations import extract
 from sae_outliers.runs.identity import run_directory
 from sae_outliers.runs.layer_data import LayerData
 from sae_outliers.runs.measure import curve_point, measure_final, write_features
-from sae_outliers.runs.record import Outcome, Record, record_of
+from sae_outliers.runs.record import Outcome, about_the_sae, record_of
 from sae_outliers.runs.setup import RunSetup, set_up
 from sae_outliers.sae.io import save_sae
 from sae_outliers.tracking.base import Tracker, start_tracker
@@ -95,16 +95,10 @@ def finish(outcome: Outcome, tracker: Tracker) -> None:
     write_features(setup, outcome.final)
     record = record_of(outcome)
     if outcome.final:  # an untrained SAE follows from its seed
-        save_sae(setup.directory / "sae.safetensors", setup.sae, setup.from_preprocessed(), describing(record))
+        save_sae(setup.directory / "sae.safetensors", setup.sae, setup.from_preprocessed(), about_the_sae(record))
     write_row(setup.directory, asdict(record))
     (setup.directory / CHECKPOINT).unlink(missing_ok=True)
     tracker.finish({name: value for name, value in vars(record).items() if isinstance(value, int | float)})
-
-
-def describing(record: Record) -> dict[str, object]:
-    """Return the columns that go into the SAE's file: all but those about where and how long it ran."""
-    where = ("git_commit", "device", "versions", "seconds", "side_by_side", "peak_memory_mb", "schema_version")
-    return {name: value for name, value in asdict(record).items() if name not in where}
 
 
 @contextmanager

@@ -62,6 +62,11 @@ def column(formula: Callable[[Outcome], Any]) -> Any:
     return field(default=None, metadata={"formula": formula})
 
 
+def provenance(formula: Callable[[Outcome], Any]) -> Any:
+    """A column about where and how the run took place, which says nothing about the SAE."""
+    return field(default=None, metadata={"formula": formula, "provenance": True})
+
+
 def of_final(formula: Callable[[Final], Any]) -> Any:
     """A column that is empty where nothing was trained."""
     return column(lambda run: None if run.final is None else formula(run.final))
@@ -157,17 +162,22 @@ class Record:
     select_pct_tokens_changed: float | None = of_selection(lambda change: change.pct_tokens_changed)
     select_fvu_change: float | None = of_selection(lambda change: change.fvu_change)
     # where
-    git_commit: str = column(lambda run: git_commit())
-    device: str = column(lambda run: device_name(run.setup.device))
-    versions: dict[str, str] = column(lambda run: versions())
-    seconds: float = column(lambda run: round(run.seconds, 3))  # of all runs that were trained jointly, together
-    side_by_side: int = column(lambda run: run.side_by_side)
-    peak_memory_mb: float = column(lambda run: round(peak_memory_mb(run.setup.device), 1))
-    schema_version: int = column(lambda run: SCHEMA_VERSION)
+    git_commit: str = provenance(lambda run: git_commit())
+    device: str = provenance(lambda run: device_name(run.setup.device))
+    versions: dict[str, str] = provenance(lambda run: versions())
+    seconds: float = provenance(lambda run: round(run.seconds, 3))  # of all runs that were trained jointly, together
+    side_by_side: int = provenance(lambda run: run.side_by_side)
+    peak_memory_mb: float = provenance(lambda run: round(peak_memory_mb(run.setup.device), 1))
+    schema_version: int = provenance(lambda run: SCHEMA_VERSION)
 
 
 def record_of(outcome: Outcome) -> Record:
     return Record(**{one.name: one.metadata["formula"](outcome) for one in fields(Record)})
+
+
+def about_the_sae(record: Record) -> dict[str, Any]:
+    """Return the columns that go into the SAE's file: all but those of provenance."""
+    return {one.name: getattr(record, one.name) for one in fields(Record) if "provenance" not in one.metadata}
 
 
 def read_record(directory: Path) -> Record:

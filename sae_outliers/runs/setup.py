@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sae_outliers.config import RunConfig, sae_options
+from sae_outliers.config import RunConfig, sae_options, sae_seed_of
 from sae_outliers.runs.layer_data import Severity
 from sae_outliers.sae.base import SparseAutoencoder, sae_type
 from sae_outliers.sae.evaluation import FateCounter, alignment, count_fates, fate_counter
@@ -54,7 +54,7 @@ class RunSetup:
 
     @property
     def sae_seed(self) -> int:
-        return sae_seed(self.cfg)
+        return sae_seed_of(self.cfg.seed, self.cfg.sae_seed)
 
     @property
     def d_model(self) -> int:
@@ -75,17 +75,17 @@ class RunSetup:
         return replace(self.centering, shift=self.centering.shift - self.shift)
 
     def align(self) -> Tensor:
-        """Return cos(encoder direction, μ) of each feature as it is now, in the space of the preprocessed tokens."""
-        return alignment(folded_encoder(self.sae, self.centering), self.tokens.mean.float())
+        """Return cos(encoder direction, μ) of each feature as it is now, [n_features]."""
+        return _alignment(self.sae, self.centering, self.tokens)
 
     def count(self, tokens: Iterable[Tensor]) -> None:
         """Take preprocessed tokens into the fates at initialisation."""
         count_fates(self.fates, self.sae, self.centering, map(self.rescale_mean, tokens))
 
 
-def sae_seed(cfg: RunConfig) -> int:
-    """Return the seed of the SAE's initialisation."""
-    return cfg.seed if cfg.sae_seed is None else cfg.sae_seed
+def _alignment(sae: SparseAutoencoder, centering: Affine, tokens: Moments) -> Tensor:
+    """cos(encoder direction, μ) of each feature, both in the space of the preprocessed tokens."""
+    return alignment(folded_encoder(sae, centering), tokens.mean.float())
 
 
 def set_up(
@@ -111,7 +111,7 @@ def set_up(
     return RunSetup(
         cfg, layer, directory, severity, device, shift, tokens, centering, sae_input, sae,
         fates=fate_counter(sae),
-        alignment=alignment(folded_encoder(sae, centering), tokens.mean.float()),
+        alignment=_alignment(sae, centering, tokens),
         gamma_sae_input=(off_center.norm() / sae_input.variance.sum().sqrt()).item(),
     )  # fmt: skip
 
@@ -128,7 +128,9 @@ def new_sae(cfg: RunConfig, sae_input: Moments, device: torch.device) -> SparseA
     """Return an SAE of the config's type and seed, as its constructor makes it."""
     scale = sae_input.variance.sum().sqrt().item()
     kind = sae_type(cfg.sae)
-    return kind(len(sae_input.mean), scale=scale, seed=sae_seed(cfg), **sae_options(cfg, kind)).to(device)
+    return kind(
+        len(sae_input.mean), scale=scale, seed=sae_seed_of(cfg.seed, cfg.sae_seed), **sae_options(cfg, kind)
+    ).to(device)
 
 
 def _initialise(
@@ -138,4 +140,4 @@ def _initialise(
         assert read is not None, "validation lets no initialisation that reads tokens into a run without a store"
         return map(see, read())
 
-    initialise(sae, cfg.init, tokens, sae_input, sae_seed(cfg))
+    initialise(sae, cfg.init, tokens, sae_input, sae_seed_of(cfg.seed, cfg.sae_seed))

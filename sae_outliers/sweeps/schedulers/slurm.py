@@ -79,9 +79,8 @@ class SlurmScheduler:
 
     def wait(self, planned: "Plan") -> dict[Task, str]:
         """Wait until no job is in the queue any more. A record is success, whatever SLURM says of the job."""
-        tasks = [*planned.extractions, *planned.jobs]
-        wait_for_end(task.job for task in tasks if task.job)
-        return failures(tasks)
+        wait_for_end(task.job for task in planned.tasks if task.job)
+        return failures(planned.tasks)
 
 
 def failures(tasks: Sequence[Task]) -> dict[Task, str]:
