@@ -12,7 +12,7 @@ from sae_outliers.config import Role, role_of, roles
 from sae_outliers.results.record import read_records, read_row
 from sae_outliers.results.settings import activation_settings, settings_of
 from sae_outliers.runs.former_ids import former_run_digests, former_store_digest
-from sae_outliers.runs.identity import run_directory, store_directory, store_settings
+from sae_outliers.runs.identity import run_directories, store_directory, store_settings
 from sae_outliers.runs.record import read_record
 from sae_outliers.utils.instantiate import instantiate, stable_name
 from tests.conftest import composed
@@ -53,11 +53,12 @@ def test_the_ids_of_every_model_are_what_they_were(case: str, tmp_path: Path) ->
     """One that fails after a module was moved asks for a line in `utils.instantiate.STABLE_NAMES`."""
     model, kind = case.split()
     cfg = composed(f"model={model}", "layer=1", "path=none", f"results_dir={tmp_path}", *KINDS[kind])
+    config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     found = {
-        "run": run_directory(cfg, 1).name,
+        "run": run_directories(cfg, [1])[0].name,
         "store": store_directory(cfg).name.rpartition("-")[2],
-        "former run": former_run_digests(cfg, [1])[0],
-        "former store": former_store_digest(cfg),
+        "former run": former_run_digests(config, [1])[0],
+        "former store": former_store_digest(config),
     }
     assert found == GOLDEN[case]
 
@@ -65,12 +66,12 @@ def test_the_ids_of_every_model_are_what_they_were(case: str, tmp_path: Path) ->
 @pytest.mark.parametrize(("overrides", "former"), OF_VERSION_0_1)
 def test_a_run_of_version_0_1_keeps_its_folder(overrides: list[str], former: str, tmp_path: Path) -> None:
     cfg = composed(*SMALL, f"results_dir={tmp_path}", *overrides)
-    new = run_directory(cfg, 5)
+    new = run_directories(cfg, [5])[0]
     assert new.name != former
     (new.parent / former).mkdir(parents=True)
-    assert run_directory(cfg, 5) == new.parent / former
+    assert run_directories(cfg, [5])[0] == new.parent / former
     new.mkdir()
-    assert run_directory(cfg, 5) == new
+    assert run_directories(cfg, [5])[0] == new
 
 
 def test_a_store_of_version_0_1_keeps_its_folder(tmp_path: Path) -> None:
@@ -114,9 +115,9 @@ def test_settings_of_the_training_say_nothing_of_an_untrained_run() -> None:
 
 
 def test_where_a_run_happens_and_how_it_is_watched_is_no_part_of_its_id(tmp_path: Path) -> None:
-    plain = run_directory(composed(*SMALL, f"results_dir={tmp_path}"), 5)
+    plain = run_directories(composed(*SMALL, f"results_dir={tmp_path}"), [5])
     elsewhere = ["device=cpu", "tracker=none", "group=x", "data.batch_size=3", "store=true", "trust_remote_code=true"]
-    assert run_directory(composed(*SMALL, f"results_dir={tmp_path}", *elsewhere), 5) == plain
+    assert run_directories(composed(*SMALL, f"results_dir={tmp_path}", *elsewhere), [5]) == plain
 
 
 def test_a_loader_is_found_and_known_by_the_name_that_it_had_before_its_module_moved() -> None:

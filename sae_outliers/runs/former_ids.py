@@ -8,9 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
-from sae_outliers.config import RunConfig, sae_seed_of
+from sae_outliers.config import sae_seed_of
 from sae_outliers.utils.files import digest, file_fingerprints
 from sae_outliers.utils.instantiate import stable_name
 
@@ -40,9 +38,8 @@ TRAIN_KEYS = (
 FLOATS = ("sparsity", "bandwidth", "alpha", "coefficient", "encoder_norm")
 
 
-def former_run_digests(cfg: RunConfig, layers: Iterable[int]) -> list[str]:
-    """Return the id of each layer's run under `cfg`."""
-    config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+def former_run_digests(config: Mapping[str, Any], layers: Iterable[int]) -> list[str]:
+    """Return the id of each layer's run under a resolved config."""
     identity = {key: config[key] for key in ("preprocessing", "special_tokens", "n_eval", "seed")} | {
         "sae": _keys(config["sae"], SAE_KEYS) | {"_target_": _class("sae", SAES, config["sae"]["name"])},
         "init": _keys(config["init"], INIT_KEYS),
@@ -52,7 +49,7 @@ def former_run_digests(cfg: RunConfig, layers: Iterable[int]) -> list[str]:
         "stream": _store_identity(config),
         "schema": 2,
     }
-    if cfg.train.steps:
+    if config["train"]["steps"]:
         target = _class("revival", REVIVALS, config["revival"]["name"])
         identity |= {
             "train": _keys(config["train"], TRAIN_KEYS),
@@ -62,9 +59,9 @@ def former_run_digests(cfg: RunConfig, layers: Iterable[int]) -> list[str]:
     return [digest(identity | {"layer": layer}) for layer in layers]
 
 
-def former_store_digest(cfg: RunConfig) -> str:
-    """Return the digest in the name of the store of activations that `cfg` reads."""
-    return digest(_store_identity(OmegaConf.to_container(cfg, resolve=True)))  # type: ignore[arg-type]
+def former_store_digest(config: Mapping[str, Any]) -> str:
+    """Return the digest in the name of the store of activations that a resolved config reads."""
+    return digest(_store_identity(config))
 
 
 def _store_identity(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ Settings go in by name, not by the place of the code behind them, and only where
 module, a renamed class or a new option with its neutral default leaves every id as it is.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +21,14 @@ FORMAT = 3  # raised when the same settings come to mean other results
 
 def run_settings(cfg: RunConfig) -> dict[str, Any]:
     """Return all that determines the results under `cfg`, but for the layer; `files` are the local files it reads."""
-    return settings_of(_resolved(cfg)) | _local_files(cfg)
+    config = _resolved(cfg)
+    return settings_of(config) | _local_files(config)
 
 
 def store_settings(cfg: RunConfig) -> dict[str, Any]:
     """Return all that determines the stored rows and their order; not their number, since a store only grows."""
-    return activation_settings(_resolved(cfg)) | _local_files(cfg)
-
-
-def run_directory(cfg: RunConfig, layer: int) -> Path:
-    return run_directories(cfg, [layer])[0]
+    config = _resolved(cfg)
+    return activation_settings(config) | _local_files(config)
 
 
 def run_directories(cfg: RunConfig, layers: Iterable[int]) -> list[Path]:
@@ -43,7 +41,7 @@ def run_directories(cfg: RunConfig, layers: Iterable[int]) -> list[Path]:
     now = [run_dir(results_dir, name, one, digest(settings | {"layer": one, "format": FORMAT})) for one in layers]
     if not any(folder.parent.is_dir() and not folder.is_dir() for folder in now):
         return now
-    former = former_run_digests(cfg, layers)
+    former = former_run_digests(_resolved(cfg), layers)
     before = [run_dir(results_dir, name, one, was) for one, was in zip(layers, former, strict=True)]
     return [_first_there(*pair) for pair in zip(now, before, strict=True)]
 
@@ -54,7 +52,7 @@ def store_directory(cfg: RunConfig) -> Path:
     now = stores / f"{name}-{digest(store_settings(cfg) | {'format': FORMAT})}"
     if now.is_dir() or not stores.is_dir():
         return now
-    return _first_there(now, stores / f"{name}-{former_store_digest(cfg)}")
+    return _first_there(now, stores / f"{name}-{former_store_digest(_resolved(cfg))}")
 
 
 def _first_there(now: Path, before: Path) -> Path:
@@ -65,8 +63,8 @@ def _resolved(cfg: RunConfig) -> dict[str, Any]:
     return OmegaConf.to_container(cfg, resolve=True)  # type: ignore[return-value]
 
 
-def _local_files(cfg: RunConfig) -> dict[str, Any]:
+def _local_files(config: Mapping[str, Any]) -> dict[str, Any]:
     """The fingerprints of the files that `path=` and `name=` name, where these are local."""
-    places = [Path(place).expanduser() for place in (cfg.path, cfg.name) if place]
+    places = [Path(place).expanduser() for place in (config["path"], config["name"]) if place]
     found = [file_fingerprints(place) for place in places if place.exists()]
     return {"files": found} if found else {}

@@ -18,7 +18,7 @@ from sae_outliers.results.curves import MetricsFile
 from sae_outliers.results.layout import CHECKPOINT, is_finished
 from sae_outliers.results.record import write_row
 from sae_outliers.runs.activations import extract
-from sae_outliers.runs.identity import run_directory
+from sae_outliers.runs.identity import run_directories
 from sae_outliers.runs.layer_data import LayerData
 from sae_outliers.runs.measure import curve_point, measure_final, write_features
 from sae_outliers.runs.record import Outcome, about_the_sae, record_of
@@ -39,7 +39,7 @@ def run_layer(variants: Sequence[RunConfig], layer: int) -> list[Path]:
     Runs on the same tokens are trained jointly, on one stream of batches. A run that was interrupted resumes from its
     checkpoint. Two processes never work on the same run: the second waits and then finds it finished.
     """
-    configs = {run_directory(cfg, layer): cfg for cfg in variants}
+    configs = {run_directories(cfg, [layer])[0]: cfg for cfg in variants}
     with unfinished(configs) as left:
         if left:
             run_jointly({directory: configs[directory] for directory in left}, layer)

@@ -105,8 +105,7 @@ def set_up(
     centering = CENTERINGS[cfg.centering.name](tokens)
     sae_input = tokens.mapped(centering.shift, centering.linear)
     if sae is None:
-        sae = new_sae(cfg, sae_input, device)
-        _initialise(sae, cfg, sae_input, lambda x: centering.apply(x if shift is None else x + shift), read)
+        sae = _initialised(cfg, sae_input, device, lambda x: centering.apply(x if shift is None else x + shift), read)
     off_center = sae_input.mean - sae.b_dec.detach()
     return RunSetup(
         cfg, layer, directory, severity, device, shift, tokens, centering, sae_input, sae,
@@ -124,20 +123,17 @@ def _planted(tokens: Moments, gamma: float | None) -> tuple[Tensor | None, Momen
     return shift.float(), tokens.shifted(shift)
 
 
-def new_sae(cfg: RunConfig, sae_input: Moments, device: torch.device) -> SparseAutoencoder:
-    """Return an SAE of the config's type and seed, as its constructor makes it."""
+def _initialised(
+    cfg: RunConfig, sae_input: Moments, device: torch.device, see: Callable[[Tensor], Tensor], read: Tokens | None
+) -> SparseAutoencoder:
+    """An SAE of the config's type, initialised with the config's seed; `see` maps tokens to what it is given."""
+    kind, seed = sae_type(cfg.sae), sae_seed_of(cfg.seed, cfg.sae_seed)
     scale = sae_input.variance.sum().sqrt().item()
-    kind = sae_type(cfg.sae)
-    return kind(
-        len(sae_input.mean), scale=scale, seed=sae_seed_of(cfg.seed, cfg.sae_seed), **sae_options(cfg, kind)
-    ).to(device)
+    sae = kind(len(sae_input.mean), scale=scale, seed=seed, **sae_options(cfg, kind)).to(device)
 
-
-def _initialise(
-    sae: SparseAutoencoder, cfg: RunConfig, sae_input: Moments, see: Callable[[Tensor], Tensor], read: Tokens | None
-) -> None:
     def tokens() -> Iterator[Tensor]:
         assert read is not None, "validation lets no initialisation that reads tokens into a run without a store"
         return map(see, read())
 
-    initialise(sae, cfg.init, tokens, sae_input, sae_seed_of(cfg.seed, cfg.sae_seed))
+    initialise(sae, cfg.init, tokens, sae_input, seed)
+    return sae

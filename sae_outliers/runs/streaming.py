@@ -7,6 +7,7 @@ in memory does not grow with the tokens: a covariance for each layer, in float64
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from sae_outliers.activations.stream import TokenStream
 from sae_outliers.config import RunConfig
 from sae_outliers.models.backbone import Backbone
 from sae_outliers.runs.activations import stream_of
-from sae_outliers.runs.identity import run_directory, run_settings
+from sae_outliers.runs.identity import run_directories, run_settings
 from sae_outliers.runs.layer import finish, unfinished, write_config
 from sae_outliers.runs.layer_data import Severity, SeverityMeter
 from sae_outliers.runs.record import Outcome
@@ -36,7 +37,11 @@ def measure_in_stream(variants: Sequence[RunConfig], layers: Sequence[int]) -> l
     Raises:
         ValueError: the stream of tokens ends too early.
     """
-    runs = {run_directory(cfg, layer): (cfg, layer) for layer in layers for cfg in variants}
+    runs = {
+        directory: (cfg, layer)
+        for cfg in variants
+        for layer, directory in zip(layers, run_directories(cfg, layers), strict=True)
+    }
     with unfinished(runs) as left:
         if left:
             start = time.monotonic()
@@ -75,7 +80,7 @@ def set_up_all(runs: Runs, severities: Mapping[int, Severity], device: torch.dev
     setups = []
     for directory, (cfg, layer) in runs.items():
         write_config(directory, cfg, layer)
-        key = (len(severities[layer].sae_tokens.mean), _sae_identity(cfg))
+        key = (len(severities[layer].sae_tokens.mean), _sae_identity(run_settings(cfg)))
         follows_from_seed = cfg.init.name == "random" and cfg.init.b_dec == "zeros"
         sae = shared.get(key) if follows_from_seed else None
         setups.append(set_up(cfg, layer, directory, severities[layer], device, sae=sae))
@@ -84,9 +89,9 @@ def set_up_all(runs: Runs, severities: Mapping[int, Severity], device: torch.dev
     return setups
 
 
-def _sae_identity(cfg: RunConfig) -> str:
+def _sae_identity(settings: Mapping[str, Any]) -> str:
     """A digest of what a random SAE follows from, but for its width."""
-    return digest({key: value for key, value in run_settings(cfg).items() if key.startswith(("sae.", "sae_seed"))})
+    return digest({key: value for key, value in settings.items() if key.startswith(("sae.", "sae_seed"))})
 
 
 def one_pass(

@@ -1,6 +1,6 @@
 """Refuse what no run can use before anything is loaded, extracted or submitted."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -34,26 +34,28 @@ def validate(cfg: RunConfig, variants: Sequence[RunConfig]) -> None:
         ValueError: one; it names the option, its value and what to do.
     """
     for one in (cfg, *variants):
-        _check_numbers(one)
-        _check_names(one)
+        options = {option: OmegaConf.select(one, option) for option in (*roles(), *NAMES)}  # type: ignore[arg-type]
+        _check_numbers(options)
+        _check_names(options)
         _check_together(one)
         _check_sae(one)
     if len(variants) > 1:
         _check_one_stream(variants)
 
 
-def _check_numbers(cfg: RunConfig) -> None:
+def _check_numbers(options: Mapping[str, Any]) -> None:
     for option, role in roles().items():
-        value = OmegaConf.select(cfg, option)  # type: ignore[arg-type]
+        value = options[option]
         if isinstance(value, int | float) and not isinstance(value, bool):
             check_number(option, value, at_least=role.at_least, above=role.above, at_most=role.at_most)
-    if cfg.sae.k > cfg.sae.n_features:
-        raise ValueError(f"sae.k={cfg.sae.k} must lie between 1 and sae.n_features={cfg.sae.n_features}")
+    k, n_features = options["sae.k"], options["sae.n_features"]
+    if k > n_features:
+        raise ValueError(f"sae.k={k} must lie between 1 and sae.n_features={n_features}")
 
 
-def _check_names(cfg: RunConfig) -> None:
+def _check_names(options: Mapping[str, Any]) -> None:
     for option, names in NAMES.items():
-        value = OmegaConf.select(cfg, option)  # type: ignore[arg-type]
+        value = options[option]
         name = value if isinstance(value, str) else value.name
         if name not in names:
             raise ValueError(f"{option}={name} does not exist: use one of {', '.join(names)}")
