@@ -5,6 +5,7 @@ else: the ids of runs and of stored activations, which records may stand in one 
 what a sweep's tasks are told all follow from it.
 """
 
+import re
 import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass
@@ -37,6 +38,7 @@ class Role:
         shared: variants that train on one stream must agree in it; so they must in all that affects activations.
         sweep_only: a sweep reads it, and its tasks are not told.
         at_least, above, at_most: bounds of a number.
+        in_paths: it is part of the names of files, so it must be the name of one.
     """
 
     affects: Effect
@@ -48,6 +50,7 @@ class Role:
     at_least: float | None = None
     above: float | None = None
     at_most: float | None = None
+    in_paths: bool = False
 
 
 def setting(default: Any = MISSING, *, affects: Effect, **role: Any) -> Any:
@@ -60,7 +63,7 @@ def setting(default: Any = MISSING, *, affects: Effect, **role: Any) -> Any:
 
 @dataclass
 class ModelConfig:
-    name: str = setting(affects="activations", axis=True)  # the key in records and result paths
+    name: str = setting(affects="activations", axis=True, in_paths=True)  # the key in records and result paths
     domain: str = setting(affects="nothing")  # language, vision, protein, genomic or one of your own
     first_layer: int = setting(1, affects="nothing")  # where `layer=all` begins; layer i is the output of block i
     last_layer: Any = setting(affects="nothing")  # a number, or a _target_ that counts blocks without loading weights
@@ -79,7 +82,7 @@ class DataConfig:
     name: str = setting(affects="activations", within="model")
     source: dict[str, Any] = setting(affects="activations", within="model")  # _target_; called with a seed -> documents
     # items per forward pass; null: the model's for this GPU, 8 without one. It changes no more than rounding
-    batch_size: int | None = setting(None, affects="nothing", at_least=1)
+    batch_size: int | None = setting(None, affects="nothing", shared=True, at_least=1)
     # at most so many tokens of an item, drawn at random; null: all
     tokens_per_item: int | None = setting(None, affects="activations", within="model", at_least=1)
     # scale the mean of the preprocessed tokens so that γ is this; null: as it is
@@ -155,7 +158,7 @@ class RunConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
     # a number, a list of numbers, `middle` or `all`: which runs there are, each of one layer
-    layer: Any = setting(affects="nothing", sweep_only=True)
+    layer: Any = setting(affects="nothing", shared=True, sweep_only=True)
     preprocessing: str = setting("postln", affects="init", shared=True)  # postln (the paper's) or raw
     # bf16_select (sae=topk): a product in bfloat16 names the candidates for the k largest
     precision: str = setting("float32", affects="training", within="sae")
@@ -163,23 +166,35 @@ class RunConfig:
     n_eval: int = setting(20_000, affects="init", shared=True, at_least=1)  # tokens for severity and fates
     seed: int = setting(0, affects="activations")  # data and training order; the SAE's unless sae_seed
     sae_seed: int | None = setting(None, affects="init")  # SAE initialisation; null: seed
-    variants: list[str] = setting([], affects="nothing")  # overrides, one string a run: trained jointly on one stream
+    variants: list[str] = setting(
+        [], affects="nothing", shared=True
+    )  # overrides, one string a run: trained jointly on one stream
     device: str = setting("auto", affects="nothing", shared=True)  # auto, cpu, cuda, cuda:1, ...
     # whether activations are stored; without, all is measured in the stream, at initialisation only
-    store: bool = setting(True, affects="nothing")
-    task: str = setting("run", affects="nothing")  # run, or extract: only store the activations
+    store: bool = setting(True, affects="nothing", shared=True)
+    task: str = setting("run", affects="nothing", shared=True)  # run, or extract: only store the activations
     # model=hf, model=timm: a hub id or a local folder; timm's name. It reaches results through the loader's arguments
-    name: str | None = setting(None, affects="nothing")
-    path: str | None = setting(None, affects="nothing")  # model=dump, model=af3: stored activations; likewise
-    trust_remote_code: bool = setting(False, affects="nothing")  # run the code of a model's hub repository, pinned
-    check: bool = setting(False, affects="nothing")  # only load the model, run one batch, print shapes, γ and memory
+    name: str | None = setting(None, affects="nothing", shared=True)
+    path: str | None = setting(
+        None, affects="nothing", shared=True
+    )  # model=dump, model=af3: stored activations; likewise
+    trust_remote_code: bool = setting(
+        False, affects="nothing", shared=True
+    )  # run the code of a model's hub repository, pinned
+    check: bool = setting(
+        False, affects="nothing", shared=True
+    )  # only load the model, run one batch, print shapes, γ and memory
     results_dir: str = setting("results", affects="nothing")
     group: str | None = setting(None, affects="nothing")  # W&B group; the sweep's name in a sweep
     # of a sweep: print the plan, what it takes and the sbatch scripts, and start nothing
-    dry_run: bool = setting(False, affects="nothing", sweep_only=True)
-    wait: bool = setting(True, affects="nothing", sweep_only=True)  # on SLURM: until its jobs have ended
-    pack: int = setting(1, affects="nothing", sweep_only=True, at_least=1)  # on SLURM: runs of a model in one task
-    site: str | None = setting(None, affects="nothing", sweep_only=True)  # launch/slurm/<site>.yaml; null: by cluster
+    dry_run: bool = setting(False, affects="nothing", shared=True, sweep_only=True)
+    wait: bool = setting(True, affects="nothing", shared=True, sweep_only=True)  # on SLURM: until its jobs have ended
+    pack: int = setting(
+        1, affects="nothing", shared=True, sweep_only=True, at_least=1
+    )  # on SLURM: runs of a model in one task
+    site: str | None = setting(
+        None, affects="nothing", shared=True, sweep_only=True
+    )  # launch/slurm/<site>.yaml; null: by cluster
 
 
 # Of what stands below a setting that is a dict of arguments, or an option of an SAE type, a revival or a tracker.
@@ -265,12 +280,35 @@ def expand(cfg: RunConfig, compose: Callable[[list[str]], RunConfig]) -> list[Ru
     return [compose(shlex.split(variant)) for variant in cfg.variants] or [cfg]
 
 
+# last parts of paths that say nothing of what is there
+GENERIC = re.compile(
+    r"(|acts?|activations?|best|checkpoints?|ckpt|data|embeddings?|epoch|final|hf|hidden_?states?|last|latest|layers?|"
+    r"main|models?|outputs?|shards?|snapshots?|states?|steps?|weights|[0-9a-f]{40})[-_.]?\d*",
+    re.IGNORECASE,
+)
+
+
 def key_of(name: str | None) -> str:
-    """A hub id as one part of a path, or the last part of a path. Raises ValueError where there is none."""
+    """Return the key of a model that is named by a hub id or a path, as one part of a path.
+
+    Of a path it is the last part, without a file's ending, after the parts above it as long as these say nothing:
+    `runs/a/model` is `a--model`.
+
+    Raises:
+        ValueError: there is none.
+    """
     if not name:
         raise ValueError("this model needs to be told which: add name=, or path= for model=dump")
     path = Path(name).expanduser()
-    return path.resolve().stem if path.exists() else name.strip("/.~").replace("/", "--")
+    if not path.exists() and "{layer}" not in name:
+        return name.strip("/.~").replace("/", "--")
+    path = path.resolve()
+    parts = [path.name if path.is_dir() else path.stem.replace("{layer}", "").strip("-_.")]
+    for parent in path.parents:
+        if not GENERIC.fullmatch(parts[0]):
+            break
+        parts.insert(0, parent.name)
+    return "--".join(part for part in parts if part)
 
 
 def register() -> None:

@@ -1,12 +1,18 @@
 """`check=true` says what one batch of a model gives; errors of loaders and data come out as their own sentence."""
 
+import os
 import re
+import time
 from pathlib import Path
+from typing import Any
+from unittest.mock import ANY
 
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
 
-from sae_outliers.runs.identity import store_directory
+from sae_outliers.runs.former_ids import former_run_digests
+from sae_outliers.runs.identity import run_directories, run_settings, store_directory
 from sae_outliers.runs.smoke_test import check_model
 from sae_outliers.utils.instantiate import instantiate
 from tests.conftest import Run, composed
@@ -69,3 +75,63 @@ def test_stored_activations_that_changed_in_place_are_other_activations(tmp_path
     assert store_directory(cfg) == before
     np.save(path, rng.normal(size=(101, 8)).astype(np.float32))
     assert store_directory(cfg) != before
+
+
+@pytest.mark.parametrize(("overrides", "file"), [
+    (["+model.loader.weights={}/weights.bin"], "weights.bin"),
+    (["model.loader.checkpoint={}/checkpoint"], "checkpoint/model.safetensors"),
+    (["data=text_files", "data.source.files={}/notes.txt"], "notes.txt"),
+    (["data=text_files", "data.source.files=[{}/notes.txt,{}/more/*.txt]"], "more/b.txt"),
+    (["data=image_folder", "data.source.folder={}/images"], "images/deep/one.png"),
+    (["+data.source.list={{of:[{}/notes.txt]}}"], "notes.txt"),
+])  # fmt: skip
+def test_a_local_file_that_changed_makes_another_run_wherever_a_config_names_it(
+    overrides: list[str], file: str, tmp_path: Path
+) -> None:
+    for name in ("weights.bin", "checkpoint/model.safetensors", "notes.txt", "more/b.txt", "images/deep/one.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("a")
+    cfg = composed("model=gpt2", f"results_dir={tmp_path}", *(one.format(tmp_path, tmp_path) for one in overrides))
+    before = store_directory(cfg), run_directories(cfg, [1])
+    assert before == (store_directory(cfg), run_directories(cfg, [1]))
+    (tmp_path / file).write_text("another")
+    assert store_directory(cfg) != before[0]
+    assert run_directories(cfg, [1]) != before[1]
+
+
+def test_a_folder_that_bears_the_name_of_a_split_is_no_file_of_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    cfg = composed("model=gpt2", "data=fineweb", "+data.source.words=train")
+    before = store_directory(cfg)
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "of_somebody").touch()
+    assert store_directory(cfg) == before
+
+
+def test_a_run_of_version_0_1_is_made_again_where_a_file_that_it_read_has_changed_since(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("a")
+    os.utime(tmp_path / "notes.txt", (1, 1))
+    cfg = composed(
+        "model=gpt2", f"results_dir={tmp_path}", "data=text_files", f"data.source.files={tmp_path}/notes.txt"
+    )
+    config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    former = run_directories(cfg, [1])[0].with_name(former_run_digests(config, [1])[0])
+    former.mkdir(parents=True)
+    (former / "config.yaml").touch()
+    assert run_directories(cfg, [1]) == [former]
+    os.utime(tmp_path / "notes.txt")
+    time.sleep(0.01)
+    (tmp_path / "notes.txt").write_text("b")
+    assert run_directories(cfg, [1]) != [former]
+
+
+def test_of_many_files_a_digest_stands_for_all(tmp_path: Path) -> None:
+    for number in range(101):
+        (tmp_path / f"{number}.png").touch()
+    cfg = composed("model=gpt2", "data=image_folder", f"data.source.folder={tmp_path}")
+    before = run_settings(cfg)["files"]
+    assert before == [[[tmp_path.name, 101, ANY]]]
+    (tmp_path / "7.png").write_text("a")
+    assert run_settings(cfg)["files"] != before

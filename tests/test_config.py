@@ -65,7 +65,7 @@ def test_a_model_that_is_named_on_the_command_line_gets_a_key_that_fits_a_path(t
     (tmp_path / "mine").mkdir()
     assert composed("model=hf", f"name={tmp_path}/mine/").model.name == "mine"
     (tmp_path / "acts.npy").touch()
-    assert composed("model=dump", f"path={tmp_path}/acts.npy").model.name == "acts"
+    assert composed("model=dump", f"path={tmp_path}/acts.npy").model.name == f"{tmp_path.name}--acts"
     with pytest.raises(ValueError, match="this model needs to be told which: add name="):
         key_of(None)
 
@@ -84,3 +84,29 @@ def test_what_layer_may_say() -> None:
 def test_what_it_may_not_say(layer: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         resolve_layers(layer, 1, 4)
+
+
+@pytest.mark.parametrize(("folder", "key"), [
+    ("Llama-3.1-8B", "Llama-3.1-8B"),
+    ("Llama-3.2-1B", "Llama-3.2-1B"),
+    ("runs/a/model", "a--model"),
+    ("runs/b/checkpoint-500", "b--checkpoint-500"),
+    ("b/model/checkpoint-500", "b--model--checkpoint-500"),
+    ("models--org--name/snapshots/0123456789abcdef0123456789abcdef01234567",
+     "models--org--name--snapshots--0123456789abcdef0123456789abcdef01234567"),
+])  # fmt: skip
+def test_two_folders_have_two_keys(folder: str, key: str, tmp_path: Path) -> None:
+    (tmp_path / folder).mkdir(parents=True)
+    assert key_of(str(tmp_path / folder)) == key_of(f"{tmp_path / folder}/") == key
+
+
+@pytest.mark.parametrize(("file", "key"), [
+    ("a/acts.npy", "a--acts"),
+    ("b/acts.npy", "b--acts"),
+    ("a/blocks.5.npy", "blocks.5"),
+    ("gpt2/layer_{layer}.npy", "gpt2--layer"),
+])  # fmt: skip
+def test_two_dumps_have_two_keys(file: str, key: str, tmp_path: Path) -> None:
+    (tmp_path / file).parent.mkdir(parents=True)
+    (tmp_path / file).touch()
+    assert key_of(str(tmp_path / file)) == key

@@ -40,6 +40,20 @@ from tests.conftest import composed
     (["init.rank=-3"], "init.rank=-3 must be at least 1"),
     (["train.lr=nan"], "train.lr=nan must be a finite number"),
     (["data.tokens_per_item=0"], "data.tokens_per_item=0 must be at least 1"),
+    (["train.batch_size=70000"], "train.n_tokens=60000 does not fill one batch of train.batch_size=70000"),
+    (["revival=auxk", "revival.alpha=nan"], "revival.alpha=nan must be a finite number"),
+    (["sae=jumprelu", "sae.bandwidth=0"], "sae.bandwidth=0.0 must be above 0"),
+    (["revival=auxk", "train.dead_window=512000"], "is not reached in 512000 training tokens"),
+    (["revival=resample", "revival.every=501"], "revival.every=501 is not reached in train.steps=500"),
+    (["revival=resample", "revival.until=100"], "up to revival.until=100, so nothing would be resampled"),
+    (["layer=1", "variants=['layer=2']"], "variants must share layer, but have 1 and 2"),
+    (["variants=['check=true','check=true']"], "variants must share check, but have False and True"),
+    (["variants=['','task=extract']"], "variants must share task, but have extract and run"),
+    (["variants=['path=/tmp']"], "variants must share path, but have /tmp and None"),
+    (["model.name=a/b"], "model.name=a/b names a folder"),
+    (["model.name=.."], "model.name=.. names a folder"),
+    (["model.name=''"], "model.name='' must be a word"),
+    (["model.name='a\tb'"], "must be a word of at most 200 printable characters"),
 ])  # fmt: skip
 def test_a_value_that_no_run_can_use_is_named(overrides: list[str], message: str) -> None:
     overrides = ["model=synthetic/sparse", "train=short", *overrides]

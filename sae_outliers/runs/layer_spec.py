@@ -30,6 +30,8 @@ def resolve_layers(layer: Any, first: int, last: int) -> list[int]:
     if layer == "middle":
         return [(first + last + 1) // 2]
     indices = list(layer) if isinstance(layer, Iterable) and not isinstance(layer, str) else [layer]
+    if not indices:
+        raise ValueError(f"layer={layer} selects no layer: use all, middle or numbers from {first} to {last}")
     for index in indices:
         if not isinstance(index, int) or isinstance(index, bool):  # True would pass as layer 1
             raise ValueError(f"layer={index} is not a layer: use all, middle or numbers from {first} to {last}")

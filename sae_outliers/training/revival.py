@@ -25,6 +25,17 @@ class Revival:
     def check(self, sae: SparseAutoencoder) -> None:
         """Raises ValueError where the revival is not defined for this SAE."""
 
+    def check_length(self, steps: int, tokens: int, dead_window: int) -> None:
+        """Raises ValueError where a training of so many steps and tokens ends before the revival can act.
+
+        The base class's rule: no feature counts as dead before `dead_window` tokens have been seen.
+        """
+        if type(self) is not Revival and tokens <= dead_window:
+            raise ValueError(
+                f"train.dead_window={dead_window} is not reached in {tokens} training tokens, so the revival would "
+                "never act: lower it, train longer, or use revival=none"
+            )
+
     def loss(self, sae: SparseAutoencoder, x: Tensor, output: StepOutput, dead: Tensor) -> Tensor | float:
         """Return the auxiliary loss. `dead` are the indices of the dead features, int64; x is [tokens, d_model]."""
         return 0.0
@@ -135,6 +146,14 @@ class Resample(Revival):
         check_number("revival.until", until, at_least=0)
         check_number("revival.encoder_norm", encoder_norm, above=0)
         self.every, self.until, self.encoder_norm = every, until, encoder_norm
+
+    def check_length(self, steps: int, tokens: int, dead_window: int) -> None:
+        super().check_length(steps, tokens, dead_window)
+        if min(steps, self.until) < self.every:
+            raise ValueError(
+                f"revival.every={self.every} is not reached in train.steps={steps} up to revival.until={self.until}, "
+                "so nothing would be resampled: lower revival.every, or train longer"
+            )
 
     @torch.no_grad()
     def after_step(

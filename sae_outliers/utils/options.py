@@ -116,6 +116,14 @@ def _named(annotation: Any) -> str:
     return KINDS.get(annotation, str(annotation))
 
 
+def check_file_name(option: str, value: Any) -> None:
+    """Raise ValueError unless the value can be the name of a file or a folder, and of nothing elsewhere."""
+    if not isinstance(value, str) or not value.strip() or not value.isprintable() or len(value.encode()) > 200:
+        raise ValueError(f"{option}={value!r} must be a word of at most 200 printable characters")
+    if value.startswith(".") or "/" in value or "\\" in value:
+        raise ValueError(f"{option}={value} names a folder, so it cannot begin with a point or hold a / or \\")
+
+
 def check_number(
     option: str,
     value: float | None,
