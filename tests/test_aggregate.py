@@ -419,6 +419,17 @@ def test_a_reference_names_its_faults(tmp_path: Path) -> None:
     whole.astype({"gamma": object}).replace({"gamma": {whole["gamma"][0]: "?"}}).to_csv(path, index=False)
     with pytest.raises(ValueError, match="cells that are not numbers in gamma"):
         read_reference(path)
+    for column, value, message in [
+        ("dead_pct_init_topk", 500, "dead_pct_init_topk=500, which must be between 0 and 100"),
+        ("gamma", -1, "gamma=-1, which must be 0 or above"),
+        ("gamma_raw", "inf", "cells that are not numbers in gamma_raw"),
+    ]:
+        whole.assign(**{column: value}).to_csv(path, index=False)
+        with pytest.raises(ValueError, match=message):
+            read_reference(path)
+    pd.concat([whole, whole[:1]]).to_csv(path, index=False)
+    with pytest.raises(ValueError, match=f"has layer {whole['layer'][0]} of {whole['model'][0]} twice"):
+        read_reference(path)
 
 
 def test_a_trained_reference_names_its_faults(tmp_path: Path) -> None:

@@ -368,7 +368,10 @@ def test_a_wrong_argument_is_named(tmp_path: Path, argument: str, message: str) 
 def test_watch_looks_again_until_it_is_interrupted(tmp_path: Path) -> None:
     sweep(tmp_path, task(1, "7_1"))
     command = [sys.executable, "-m", "sae_outliers.status", "watch=0.1", f"results_dir={tmp_path}"]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as watching:
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores it
+    ) as watching:  # fmt: skip
         assert watching.stdout
         lines = iter(watching.stdout.readline, "")
         assert any(line.split()[:3] == ["minilm", "1", "0"] for line in lines)

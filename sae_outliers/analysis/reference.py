@@ -1,10 +1,12 @@
 """The authors' published tables (the user's own copies), in the columns of ours, and both shown together."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from sae_outliers.analysis.conditions import CONDITIONS
@@ -98,9 +100,19 @@ def _checked(path: Path, columns: Sequence[str]) -> pd.DataFrame:
         raise ValueError(f"The reference {path} has no rows")
     named = [column for column in columns if column not in ("model", "domain")]
     numbers = published[named].apply(pd.to_numeric, errors="coerce")
-    wrong = numbers.columns[numbers.isna().any()]
+    wrong = numbers.columns[~np.isfinite(numbers).all()]
     if len(wrong):
         raise ValueError(f"The reference {path} has cells that are not numbers in {', '.join(wrong)}")
+    for column in numbers:
+        most = 100 if column.startswith("dead_pct") else math.inf
+        if not numbers[column].between(0, most).all():
+            value = numbers[column][~numbers[column].between(0, most)].iloc[0]
+            range_ = "between 0 and 100" if most == 100 else "0 or above"
+            raise ValueError(f"The reference {path} has {column}={value:g}, which must be {range_}")
+    twice = published[published.duplicated(["model", "layer"])]
+    if len(twice):
+        model, layer = twice.iloc[0][["model", "layer"]]
+        raise ValueError(f"The reference {path} has layer {layer} of {model} twice: leave one of its rows out")
     return published.assign(**{column: numbers[column] for column in named})
 
 

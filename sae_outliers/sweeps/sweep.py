@@ -26,24 +26,21 @@ def run_sweep(sweep: HydraSweep, arguments: list[str], defaults: Mapping[str, An
 
     `defaults` are overrides for keys that the command's `arguments` leave alone.
     """
-    try:
-        launcher, scheduler = scheduler_of(sweep)
-        loader, defaults = sweep.hydra_context.config_loader, {"group": sweep.folder.name, **defaults}
-        combinations = Combinations(loader, sweep.config, arguments, defaults)
-        cfg = combinations.compose(combinations.all[0])  # options of the sweep itself are the same in all
-        results_dir = Path(cfg.results_dir)
-        with _exclusive(cfg):
-            others = in_flight(results_dir, launcher)
-            planned = plan(combinations.composed(), others.runs)
-            elsewhere = f", {planned.elsewhere} under way in other sweeps" if planned.elsewhere else ""
-            print(f"{len(planned.jobs)} job(s) to run, {planned.finished} finished before{elsewhere}", flush=True)
-            if cfg.dry_run:
-                print(describe(planned, cfg, scheduler.preview(planned, cfg)), flush=True)
-                return
-            manifest = Manifest(sweep.folder.name, _command(sweep, arguments), launcher, git_commit(), planned.tasks)
-            failures = scheduler.submit(planned, cfg, others, partial(_write_manifest, results_dir, manifest))
-    except ValueError as error:
-        sys.exit(str(error))
+    launcher, scheduler = scheduler_of(sweep)
+    loader, defaults = sweep.hydra_context.config_loader, {"group": sweep.folder.name, **defaults}
+    combinations = Combinations(loader, sweep.config, arguments, defaults)
+    cfg = combinations.compose(combinations.all[0])  # options of the sweep itself are the same in all
+    results_dir = Path(cfg.results_dir)
+    with _exclusive(cfg):
+        others = in_flight(results_dir, launcher)
+        planned = plan(combinations.composed(), others.runs)
+        elsewhere = f", {planned.elsewhere} under way in other sweeps" if planned.elsewhere else ""
+        print(f"{len(planned.jobs)} job(s) to run, {planned.finished} finished before{elsewhere}", flush=True)
+        if cfg.dry_run:
+            print(describe(planned, cfg, scheduler.preview(planned, cfg)), flush=True)
+            return
+        manifest = Manifest(sweep.folder.name, _command(sweep, arguments), launcher, git_commit(), planned.tasks)
+        failures = scheduler.submit(planned, cfg, others, partial(_write_manifest, results_dir, manifest))
     _wait_and_report(scheduler, planned, cfg, failures)
 
 

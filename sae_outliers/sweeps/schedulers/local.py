@@ -24,6 +24,7 @@ from omegaconf import open_dict
 
 from sae_outliers.sweeps.scheduler import SCHEDULERS, HydraSweep, InFlight, Queue
 from sae_outliers.sweeps.task import Task
+from sae_outliers.utils.boundary import sentence_of
 from sae_outliers.utils.progress import Progress
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ class LocalScheduler:
             returns = self.launch([list(task.overrides) for task in tasks], first) if tasks else []
             reasons = {task: _reason(returned) for task, returned in zip(tasks, returns, strict=True)}
         except Exception as error:  # Submitit's launcher gives up at the first job that was killed
-            reasons = {task: "" if task.is_done() else f"the launcher gave up: {_one_line(error)}" for task in tasks}
+            reasons = {task: "" if task.is_done() else f"the launcher gave up: {sentence_of(error)}" for task in tasks}
         # a launcher's word is not enough: SLURM calls a job completed whose Python raised
         return {t: r or "it left no record" for t, r in reasons.items() if r or not t.is_done()}
 
@@ -95,16 +96,12 @@ def _reason(returned: JobReturn) -> str:
     try:
         returned.return_value  # noqa: B018 - a failed job's value is raised when it is read
     except Exception as error:
-        return _one_line(error)
+        return sentence_of(error)
     return "unknown"
 
 
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
-
-
-class JobFailed(RuntimeError):
-    """Carries a job's error text from its process."""
+class JobFailed(ValueError):
+    """Carries the sentence in which a job said what was wrong."""
 
 
 @dataclass
@@ -234,7 +231,7 @@ def _run(pickled: bytes, slot: int, threads: int, result: Connection) -> None:
         return
     error = returned._return_value
     traceback.print_exception(error)
-    result.send(f"{_one_line(error)[:MAX_ERROR_CHARACTERS]} (see {log})")
+    result.send(f"{sentence_of(error)[:MAX_ERROR_CHARACTERS]} (see {log})")
 
 
 def _redirect_output(log: Path) -> None:

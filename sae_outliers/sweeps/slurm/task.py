@@ -12,6 +12,7 @@ from submitit.core.utils import DelayedSubmission, UncompletedJobError
 from sae_outliers.paths import CONF
 from sae_outliers.runs.execute import composed_variants, run
 from sae_outliers.sweeps.task import Task
+from sae_outliers.utils.boundary import sentence_of
 
 FAILED, DONE = "task failed: ", "task done: "  # with the task's key: these lines of the log say how it ended
 
@@ -50,8 +51,7 @@ def _run(key: str, overrides: Sequence[str]) -> Exception | None:
         raise
     except Exception as error:
         traceback.print_exc()
-        text = " ".join(str(error).split()) or type(error).__name__
-        print(FAILED, key, ": ", text, sep="", file=sys.stderr, flush=True)
+        print(FAILED, key, ": ", sentence_of(error), sep="", file=sys.stderr, flush=True)
         return error
     print(DONE, key, sep="", file=sys.stderr, flush=True)
     return None
