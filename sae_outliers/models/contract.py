@@ -160,7 +160,7 @@ def _require_sane(name: str, output: Tensor) -> None:
 
 def _agreed_widths(module: nn.Module, names: Sequence[str], widths: Sequence[int]) -> str:
     """Return in words that the widths are those that the library declares. Raise ValueError if they are not."""
-    declared, source = _declared_widths(module)
+    declared, source = _declared_widths(module, names)
     said = ", ".join(str(width) for width, _ in groupby(widths))
     if not declared:
         return f"width {said}, about which the library says nothing"
@@ -172,12 +172,15 @@ def _agreed_widths(module: nn.Module, names: Sequence[str], widths: Sequence[int
     return f"width {said} as {source} says"
 
 
-def _declared_widths(module: Any) -> tuple[set[int], str]:
+def _declared_widths(module: Any, names: Sequence[str]) -> tuple[set[int], str]:
     """Return the widths that must be among those of the blocks, and who says so."""
     stages = getattr(module, "feature_info", None)
     if stages and all(isinstance(stage, dict) for stage in stages):
-        return {stages[-1]["num_chs"]}, "timm's feature_info"  # earlier ones may be the stem's
-    width = getattr(getattr(module, "config", None), "hidden_size", None)
+        # earlier ones may be the stem's, and a last one may be that of a convolution after the blocks
+        ours = [stage["num_chs"] for stage in stages if any(name.startswith(stage["module"]) for name in names)]
+        return set(ours[-1:]), "timm's feature_info"
+    config = getattr(module, "config", None)
+    width = getattr(config, "hidden_size", None) or (getattr(config, "hidden_sizes", None) or [None])[-1]
     return ({width}, "the model's configuration") if isinstance(width, int) else (set(), "")
 
 
@@ -210,4 +213,6 @@ def _state_lists(backbone: Backbone, given: Any) -> Iterator[list[Tensor]]:
     for name in given.keys() if hasattr(given, "keys") else ():
         states = given[name]
         if name.endswith("hidden_states") and isinstance(states, tuple | list):
-            yield [backbone.hidden(state).float() for state in states if isinstance(state, Tensor)]
+            # grids are turned as the blocks' are; what has three dimensions is [items, positions, d_model] already
+            tensors = [state for state in states if isinstance(state, Tensor)]
+            yield [(backbone.hidden(state) if state.ndim == 4 else state).float() for state in tensors]

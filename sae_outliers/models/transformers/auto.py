@@ -1,6 +1,6 @@
 """Load checkpoints of transformers models, from the hub or a local folder, as backbones."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -20,7 +20,7 @@ from sae_outliers.models.transformers.remote_code import (
     permitted_code,
     revision_kwargs,
 )
-from sae_outliers.models.windows import TokenWindows, special_tokens_around
+from sae_outliers.models.windows import TokenWindows, special_tokens_around, wants_spaces
 
 DTYPES = ("float32", "bfloat16", "float16", None)
 
@@ -82,7 +82,8 @@ def load(
     windows = TokenWindows(tokenizer, *special_tokens_around(tokenizer, bos), context, shortest)
     swapped = getattr(network.config, "model_type", None) == "xlnet"
     hidden = _positions_first if swapped else first_output
-    return Backbone(network, listed, windows.items, windows.collate, hidden)
+    items = _with_spaces(windows) if wants_spaces(tokenizer) else windows.items
+    return Backbone(network, listed, items, windows.collate, hidden)
 
 
 @cache
@@ -175,6 +176,11 @@ def _tokenizer(checkpoint: str | Path, options: dict[str, Any]) -> Any:
             "with AutoTokenizer.from_pretrained(<its origin>).save_pretrained(<folder>)"
         )
     return tokenizer
+
+
+def _with_spaces(windows: TokenWindows) -> Callable[[str], Iterator[list[int]]]:
+    """Return the windows' `items`, for documents whose residues stand without spaces."""
+    return lambda document: windows.items(" ".join(document.replace(" ", "")))
 
 
 def _positions_first(output: Any) -> Tensor:

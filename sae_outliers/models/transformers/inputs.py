@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from sae_outliers.models.backbone import Batch, first_output
@@ -34,9 +35,12 @@ def image_inputs(
         ) from error
 
     def items(image: Any) -> Iterator[Tensor]:
+        if not isinstance(image, Image.Image):
+            raise ValueError(
+                f"{checkpoint} reads images, and the data are {type(image).__name__}: name others, such as "
+                "data=images or data=image_folder, and model.domain=vision"
+            )
         yield processor(images=image.convert("RGB"), return_tensors="pt")["pixel_values"][0]
-
-    from PIL import Image
 
     (blank,) = items(Image.new("RGB", (64, 64)))
     n_special, positions = _special_tokens(network, first_block, blank[None])
@@ -119,6 +123,11 @@ def sound_inputs(checkpoint: Any, network: Any, options: dict[str, Any]) -> tupl
     name = network.main_input_name
 
     def items(sound: tuple[np.ndarray, int]) -> Iterator[Tensor]:
+        if not isinstance(sound, tuple):
+            raise ValueError(
+                f"{checkpoint} reads sounds, and the data are {type(sound).__name__}: name data=audio_folder "
+                "data.source.folder=<folder> model.domain=audio"
+            )
         samples, its_rate = sound
         samples = resampled(samples, its_rate, rate)
         for start in range(0, len(samples) - window + 1, window):
