@@ -12,7 +12,7 @@ import numpy as np
 from sae_outliers.data.base import matching_files
 
 WITH_SOUNDFILE = (".flac", ".ogg", ".mp3", ".aiff", ".aif")
-PCM = {1: np.uint8, 2: np.dtype("<i2"), 4: np.dtype("<i4")}  # by bytes per sample
+PCM = {1: "u1", 2: "<i2", 4: "<i4"}  # by bytes per sample
 
 Sound = tuple[np.ndarray, int]  # float32 [samples] between -1 and 1, and samples per second
 
@@ -68,6 +68,6 @@ def _read_wav(path: Path) -> Sound:
             f"{path} has {8 * width} bits per sample, which need the package soundfile: `pip install soundfile`"
         )
     whole = content[: len(content) // (width * channels) * width * channels]
-    values = np.frombuffer(whole, PCM[width]).astype(np.float32)
+    values = np.frombuffer(whole, np.dtype(PCM[width])).astype(np.float32)
     centred = (values - 128) / 128 if width == 1 else values / 2 ** (8 * width - 1)
     return centred.reshape(-1, channels).mean(1), rate

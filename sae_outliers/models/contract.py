@@ -30,14 +30,26 @@ def checked(backbone: Backbone, batch: Batch) -> str:
     sample = _sample(batch)
     layers, given = _observe(backbone, sample)
     names = _names(backbone)
-    for name, output in zip(names, layers, strict=True):
-        _require_shape(name, output, sample)
+    shapes = _shapes(backbone, layers, sample)
     for layer, (name, output) in enumerate(zip(names, layers, strict=True), start=1):
         _require_sane(f"layer {layer} ({name})", output)
-    widths = [output.shape[2] for output in layers]
-    agreed = [_agreed_widths(backbone.module, names, widths), *_agreed_states(backbone, names, layers, given)]
+    return "; ".join([shapes, *_agreed_states(backbone, names, layers, given)])
+
+
+def agreed_shapes(backbone: Backbone, batch: Batch) -> str:
+    """Return what `checked` does as far as it follows from shapes, which networks on the meta device give as well."""
+    sample = _sample(batch)
+    layers, _ = _observe(backbone, sample)
+    return _shapes(backbone, layers, sample)
+
+
+def _shapes(backbone: Backbone, layers: Sequence[Tensor], sample: Batch) -> str:
+    names = _names(backbone)
+    for name, output in zip(names, layers, strict=True):
+        _require_shape(name, output, sample)
     where = names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}"
-    return f"layers are the outputs of {where}; " + "; ".join(agreed)
+    widths = [output.shape[2] for output in layers]
+    return f"layers are the outputs of {where}; {_agreed_widths(backbone.module, names, widths)}"
 
 
 def _sample(batch: Batch) -> Batch:

@@ -52,7 +52,7 @@ def load(
     module = module.eval().float()
     # pass the options as well, because the model's configuration names the size of training even if `img_size` differs
     transform = create_transform(**resolve_model_data_config(module, args=options), is_training=False)
-    special = _special_positions(module)
+    special = special_positions(module)
 
     def items(image: Image.Image) -> list[Tensor]:
         return [transform(image.convert("RGB"))]
@@ -124,13 +124,13 @@ def flat_blocks(blocks: nn.Module) -> Sequence[nn.Module]:
     """Return the blocks in the order of the forward pass, with stages replaced by their blocks."""
     # timm's stage classes have an attribute `blocks`; in ResNets and RegNets a stage is a plain Sequential
     stages = (getattr(child, "blocks", child) for child in blocks.children())
-    return [block for stage in stages for block in (stage if _is_stage(stage) else [stage])]
+    return [block for stage in stages for block in (stage.children() if _is_stage(stage) else [stage])]
 
 
-def _is_stage(part: Any) -> bool:
+def _is_stage(part: nn.Module) -> bool:
     """Return True for a sequence of blocks; ConvMixer's blocks are sequences too, of single layers among others."""
     return isinstance(part, nn.Sequential | nn.ModuleList) and all(
-        any(True for _ in block.children()) for block in part
+        any(True for _ in block.children()) for block in part.children()
     )
 
 
@@ -147,7 +147,7 @@ def hidden(output: Any, layout: str = "NCHW", widths: frozenset[int] = frozenset
     return states.flatten(1, 2) if layout == "NHWC" or says_last else states.flatten(2).transpose(1, 2)
 
 
-def _special_positions(module: Any) -> Tensor | None:
+def special_positions(module: Any) -> Tensor | None:
     """Return bool [positions], True at CLS and register tokens, which precede the patches; None if there are none."""
     n_special = getattr(module, "num_prefix_tokens", 0)
     if not n_special or any(hasattr(module, part) for part in CLASS_ATTENTION):
