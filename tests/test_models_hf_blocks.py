@@ -9,7 +9,7 @@ import torch
 import transformers
 from torch import nn
 
-from sae_outliers.models.blocks import block_list, blocks_path
+from sae_outliers.models.blocks import block_list, blocks_path, part_that_runs
 from sae_outliers.models.transformers.auto import count_blocks, load
 from sae_outliers.runs.layer_spec import last_layer
 from tests.conftest import composed
@@ -66,13 +66,14 @@ def test_where_no_list_fits_the_candidates_are_named(depth: int | None) -> None:
         blocks_path(Twins(depth))
 
 
-def test_where_two_lists_fit_the_candidates_are_named() -> None:
+def test_an_encoder_is_taken_by_itself_and_its_decoder_refused() -> None:
     config = transformers.T5Config(d_model=16, num_layers=3, num_heads=2, d_ff=32, d_kv=8)
     with torch.device("meta"):
         module = transformers.T5Model(config)
-    with pytest.raises(ValueError, match=r"T5Model .* has encoder\.block \(3\), decoder\.block \(3\)"):
-        blocks_path(module)
-    assert len(block_list(module, blocks_path(module, "decoder.block"))) == 3
+    assert blocks_path(module) == "encoder.block"
+    assert part_that_runs(module, "encoder.block") is module.encoder
+    with pytest.raises(ValueError, match=r"decoder\.block of T5Model read what its encoder gives"):
+        part_that_runs(module, "decoder.block")
 
 
 def test_a_path_that_is_no_list_names_those_that_are() -> None:

@@ -1,5 +1,6 @@
 """The study's four DINO models and other timm models: small versions of the same class through the real loader."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from sae_outliers.activations.capture import capture
+from sae_outliers.models.backbone import Backbone, Batch
 from sae_outliers.models.vision import timm as timm_vision
 from sae_outliers.runs.layer_spec import last_layer, layers_of
 from tests.conftest import composed
@@ -146,13 +148,35 @@ def test_a_name_that_timm_does_not_have() -> None:
 
 
 @pytest.mark.parametrize(("name", "blocks", "message"), [
-    ("densenet121", None, "DenseNet has no part 'blocks': .*its parts are features"),
+    ("densenet121", "stages", "DenseNet has no part 'stages': .*its parts are features"),
     ("resnet18", "layer9", "ResNet has no part 'layer9'"),
 ])  # fmt: skip
 def test_blocks_that_are_not_there(name: str, blocks: str | None, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         timm_vision.count_blocks(name, blocks)
     assert timm_vision.count_blocks("densenet121", "features.denseblock1") == 6
+
+
+@pytest.mark.parametrize(("name", "depth", "width", "positions"), [
+    ("tiny_vit_5m_224", 12, 320, 7 * 7),  # a grid with the channels last, which says nothing of it
+    ("convmixer_768_32", 32, 768, 32 * 32),  # each block a sequence of single layers
+    ("swinv2_tiny_window8_256", 12, 768, 8 * 8),  # stages with a ModuleList inside
+    ("xcit_nano_12_p16_224", 12, 128, 14 * 14),  # CLS is added after the blocks
+    ("densenet121", 5, 1024, 7 * 7),  # the stages that feature_info names
+])  # fmt: skip
+def test_models_that_keep_their_blocks_in_their_own_way(name: str, depth: int, width: int, positions: int) -> None:
+    with torch.device("meta"):
+        network: Any = timm.create_model(name)
+    size = network.pretrained_cfg["input_size"]
+    widths = timm_vision.stage_widths(network)
+    blocks = timm_vision.find_blocks(network)
+    grids = partial(timm_vision.hidden, widths=widths)
+    assert len(blocks) == depth
+    backbone = Backbone(network.eval(), blocks, lambda _: [], lambda _: Batch({}), grids)
+    batch = Batch({"x": torch.zeros(2, *size, device="meta")})
+    outputs = capture(backbone, batch, range(1, depth + 1))
+    assert outputs[depth].shape == (2, positions, width)
+    assert {output.shape[2] for output in outputs.values()} <= widths | {network.num_features}
 
 
 def test_a_model_that_takes_images_of_any_size_is_refused(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """One forward pass, the outputs of the wanted blocks, and nothing after the last of them."""
 
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
@@ -22,8 +23,12 @@ def capture(backbone: Backbone, batch: Batch, layers: Iterable[int]) -> dict[int
     """
     wanted = set(layers)
     captured: dict[int, Tensor] = {}
+    runs = Counter[int]()
 
     def keep(layer: int, output: Any) -> None:
+        runs[layer] += 1
+        if runs[layer] != backbone.run_of(layer):
+            return
         captured[layer] = backbone.hidden(output).float()
         if len(captured) == len(wanted):
             raise _LastLayerReached

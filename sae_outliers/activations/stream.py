@@ -11,6 +11,7 @@ from sae_outliers.activations.capture import capture
 from sae_outliers.activations.store import DOC_START, SPECIAL
 from sae_outliers.data.dedup import distinct
 from sae_outliers.models.backbone import Backbone, Batch
+from sae_outliers.models.contract import checked
 from sae_outliers.utils.instantiate import instantiate
 
 ITEMS_WITHOUT_GPU = 8
@@ -68,7 +69,10 @@ class TokenStream:
 
     def rows(self, backbone: Backbone, batch: Batch, layers: Sequence[int], first: int = 0) -> Captured:
         """Return the rows that a batch, whose first item is item `first` of the stream, gives at `layers`."""
-        hidden = capture(backbone, batch.to(self.device), layers)
+        on_device = batch.to(self.device)
+        if backbone.agreed is None:
+            backbone.agreed = checked(backbone, on_device)
+        hidden = capture(backbone, on_device, layers)
         per_layer = {
             layer: token_rows(output, batch, self.tokens_per_item, self.seed, first) for layer, output in hidden.items()
         }

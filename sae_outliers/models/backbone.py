@@ -47,11 +47,13 @@ class Backbone:
 
     Attributes:
         module: the network; called as `module(**batch.inputs)`.
-        blocks: `blocks[i]` is the module whose output is layer `i + 1`.
+        blocks: `blocks[i]` is the module whose output is layer `i + 1`; one that stands there several times gives a
+            layer at each of its runs, in their order.
         items: turns one document into items for the network, such as a text into windows of token ids; `collate`
             defines what an item is.
         collate: turns a list of items into one `Batch`, padding and masking as needed.
         hidden: turns a block's raw output into [items, positions, d_model].
+        agreed: what agreed with the model's library, in words, once the first batch has been checked.
     """
 
     module: nn.Module
@@ -59,12 +61,18 @@ class Backbone:
     items: Callable[[Any], Iterable[Any]]
     collate: Callable[[list[Any]], Batch]
     hidden: Callable[[Any], Tensor] = first_output
+    agreed: str | None = None
 
     def block(self, layer: int) -> nn.Module:
         """Return the module whose output is `layer` (1-based). Raise ValueError if there is no such layer."""
         if not 1 <= layer <= len(self.blocks):
             raise ValueError(f"layer {layer} does not exist: this model has layers 1 to {len(self.blocks)}")
         return self.blocks[layer - 1]
+
+    def run_of(self, layer: int) -> int:
+        """Return at which of its runs in a forward pass, counted from 1, the block of `layer` gives that layer."""
+        block = self.block(layer)
+        return 1 + sum(earlier is block for earlier in self.blocks[: max(layer - 1, 0)])
 
     def batches(self, documents: Iterable[Any], batch_size: int, start: int = 0) -> Iterator[Batch]:
         """Yield batches of `batch_size` items in the order of the documents, beginning with item `start` (0-based)."""

@@ -10,6 +10,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from sae_outliers.models.backbone import Batch
 
+RESIDUES = "MKTAYIAKQRQISFVKSHFSRQ"
+LARGEST_OF_RESIDUES = 200  # tokens in the vocabulary of a model of single residues
+
 
 @dataclass(frozen=True)
 class TokenWindows:
@@ -38,7 +41,12 @@ class TokenWindows:
             )
 
     def items(self, document: str) -> Iterator[list[int]]:
-        """Yield consecutive windows of `document` without overlap; none if it has fewer than `min_tokens` tokens."""
+        """Yield consecutive windows of `document` without overlap; none if it has fewer than `min_tokens` tokens.
+
+        Raise ValueError if it is no text.
+        """
+        if not isinstance(document, str):
+            raise ValueError(f"the model reads text, and the data are {type(document).__name__}: name data=text, say")
         ids = self.tokenizer(document, add_special_tokens=False, verbose=False)["input_ids"]
         room = self.context - len(self.prefix) - len(self.suffix)
         for start in range(0, len(ids), room):
@@ -59,6 +67,15 @@ class TokenWindows:
         position = torch.arange(ids.shape[1])
         outside_text = (position < len(self.prefix)) | (position >= lengths - len(self.suffix))
         return outside_text | torch.isin(ids, torch.tensor(special_ids(self.tokenizer), dtype=ids.dtype))
+
+
+def wants_spaces(tokenizer: Any) -> bool:
+    """Return True for the tokenizer of a protein model (ProtBERT, ProtT5) that knows spaced residues only."""
+    unknown = getattr(tokenizer, "unk_token_id", None)
+    if unknown is None or not hasattr(tokenizer, "get_vocab") or len(tokenizer.get_vocab()) > LARGEST_OF_RESIDUES:
+        return False
+    close, apart = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (RESIDUES, " ".join(RESIDUES)))
+    return unknown in close and unknown not in apart
 
 
 def special_ids(tokenizer: Any) -> list[int]:

@@ -33,6 +33,7 @@ def check_model(cfg: RunConfig, layers: Sequence[int]) -> None:
     start = time.perf_counter()
     captured = stream.rows(backbone, batch, layers)
     seconds = time.perf_counter() - start
+    log.info("%s", backbone.agreed)
     for layer in layers:
         ordinary = captured.rows[layer][(captured.flags[layer] & SPECIAL == 0).to(device)]
         if cfg.model.d_model not in (None, ordinary.shape[1]):

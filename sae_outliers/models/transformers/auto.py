@@ -1,6 +1,6 @@
 """Load checkpoints of transformers models, from the hub or a local folder, as backbones."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -8,18 +8,19 @@ from typing import Any
 
 import torch
 import transformers
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer
 
-from sae_outliers.models.backbone import Backbone
-from sae_outliers.models.blocks import block_list, blocks_path
+from sae_outliers.models.backbone import Backbone, first_output
+from sae_outliers.models.blocks import block_list, blocks_path, part_that_runs
+from sae_outliers.models.transformers.inputs import grid_or_rows, image_inputs, sound_inputs
 from sae_outliers.models.transformers.remote_code import (
     construct,
     load_remote_code_model,
     permitted_code,
     revision_kwargs,
 )
-from sae_outliers.models.windows import TokenWindows, special_tokens_around
+from sae_outliers.models.windows import TokenWindows, special_tokens_around, wants_spaces
 
 DTYPES = ("float32", "bfloat16", "float16", None)
 
@@ -60,6 +61,7 @@ def load(
     """
     if dtype not in DTYPES:
         raise ValueError(f"model.loader.dtype={dtype} is not known: use float32, bfloat16, float16 or null")
+    refuse_adapters(checkpoint)
     code = permitted_code(checkpoint, revision, code, trust_remote_code)
     if code is None:
         module, missing = _load_native(checkpoint, revision, dtype, attn_implementation)
@@ -67,9 +69,21 @@ def load(
         module, missing = load_remote_code_model(checkpoint, revision, code), []
     path = blocks_path(module, blocks)
     _refuse_random_weights(checkpoint, path, missing)
-    tokenizer = tokenizer or AutoTokenizer.from_pretrained(checkpoint, **revision_kwargs(revision, code))
+    network: Any = part_that_runs(prepare_for_inference(module, dtype), path)
+    listed = block_list(module, path)
+    options = revision_kwargs(revision, code)
+    reads = "input_ids" if tokenizer is not None else getattr(network, "main_input_name", "input_ids")
+    if reads == "pixel_values":
+        return Backbone(network, listed, *image_inputs(checkpoint, network, listed[0], options), hidden=grid_or_rows)
+    if reads in ("input_features", "input_values"):
+        return Backbone(network, listed, *sound_inputs(checkpoint, network, options))
+    tokenizer = tokenizer or _tokenizer(checkpoint, options)
+    refuse_more_than_it_has(checkpoint, network, tokenizer, context)
     windows = TokenWindows(tokenizer, *special_tokens_around(tokenizer, bos), context, shortest)
-    return Backbone(prepare_for_inference(module, dtype), block_list(module, path), windows.items, windows.collate)
+    swapped = getattr(network.config, "model_type", None) == "xlnet"
+    hidden = _positions_first if swapped else first_output
+    items = _with_spaces(windows) if wants_spaces(tokenizer) else windows.items
+    return Backbone(network, listed, items, windows.collate, hidden)
 
 
 @cache
@@ -81,6 +95,7 @@ def count_blocks(
     trust_remote_code: bool = False,
 ) -> int:
     """Return the number of blocks of a checkpoint from its configuration alone. Arguments and errors: see `load`."""
+    refuse_adapters(checkpoint)
     code = permitted_code(checkpoint, revision, code, trust_remote_code)
     with torch.device("meta"):  # allocates no memory for the weights
         module = construct(checkpoint, revision, code)
@@ -93,6 +108,84 @@ def prepare_for_inference(module: nn.Module, dtype: str | None) -> nn.Module:
     if getattr(config, "use_cache", False):
         config.use_cache = False
     return (module if dtype is None else module.to(getattr(torch, dtype))).eval()
+
+
+def refuse_adapters(checkpoint: str | Path) -> None:
+    """Raise ValueError for a folder with a PEFT adapter, which would be ignored and the base measured."""
+    if (Path(checkpoint) / "adapter_config.json").is_file():
+        raise ValueError(
+            f"{checkpoint} holds a PEFT adapter (adapter_config.json), and measuring the base model would ignore it: "
+            'merge it with `AutoPeftModelForCausalLM.from_pretrained("<folder>").merge_and_unload()'
+            '.save_pretrained("<new folder>")`, save the tokenizer there too, and name that folder; or remove '
+            "adapter_config.json to measure the base"
+        )
+
+
+def refuse_more_than_it_has(checkpoint: str | Path, network: nn.Module, tokenizer: Any, context: int) -> None:
+    """Raise ValueError for a context or a tokenizer that is larger than the network's embeddings (both numbers)."""
+    positions = _positions(network)
+    if positions is not None and context > positions:
+        raise ValueError(
+            f"context={context} is more than the {positions} positions that {checkpoint} was made for "
+            f"(max_position_embeddings): set model.loader.context={positions} or less"
+        )
+    largest = max(tokenizer.get_vocab().values(), default=-1) if hasattr(tokenizer, "get_vocab") else -1
+    vocabulary = _vocabulary(network)
+    if vocabulary is not None and largest >= vocabulary:
+        raise ValueError(
+            f"the tokenizer of {checkpoint} has ids up to {largest}, but the model has embeddings for {vocabulary}: "
+            "they do not belong together; put the model's own tokenizer into the folder"
+        )
+
+
+def _positions(network: Any) -> int | None:
+    """Return how many positions the network has; None if it does not say."""
+    limit = getattr(network.config, "max_position_embeddings", None)
+    if not isinstance(limit, int) or limit < 1:
+        return None
+    for name, part in network.named_modules():
+        # RoBERTa's positions are counted from the one after the padding's
+        if name.endswith("position_embeddings") and isinstance(part, nn.Embedding) and part.padding_idx is not None:
+            return min(limit, part.num_embeddings - part.padding_idx - 1)
+    return limit
+
+
+def _vocabulary(network: Any) -> int | None:
+    try:
+        size = getattr(network.get_input_embeddings(), "num_embeddings", None)
+    except (AttributeError, NotImplementedError):
+        return None
+    return size if isinstance(size, int) else None
+
+
+def _tokenizer(checkpoint: str | Path, options: dict[str, Any]) -> Any:
+    """Return the checkpoint's tokenizer. Raise ValueError, with the remedy, if a local folder holds none."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint, **options)
+    except (OSError, ValueError, ImportError, TypeError, KeyError) as error:
+        if not Path(checkpoint).is_dir():
+            raise
+        raise ValueError(
+            f"{checkpoint} holds no tokenizer that can be read (tokenizer.json and tokenizer_config.json): save that "
+            "of the model into the folder, with AutoTokenizer.from_pretrained(<its origin>).save_pretrained(<folder>). "
+            f"transformers says: {(str(error).strip() or type(error).__name__).splitlines()[0]}"
+        ) from error
+    if hasattr(tokenizer, "all_special_ids") and len(tokenizer) <= len(set(tokenizer.all_special_ids)):
+        raise ValueError(
+            f"{checkpoint} holds no tokenizer: it has special tokens only; save that of the model into the folder, "
+            "with AutoTokenizer.from_pretrained(<its origin>).save_pretrained(<folder>)"
+        )
+    return tokenizer
+
+
+def _with_spaces(windows: TokenWindows) -> Callable[[str], Iterator[list[int]]]:
+    """Return the windows' `items`, for documents whose residues stand without spaces."""
+    return lambda document: windows.items(" ".join(document.replace(" ", "")))
+
+
+def _positions_first(output: Any) -> Tensor:
+    """Return XLNet's states, [positions, items, d_model], as [items, positions, d_model]."""
+    return first_output(output).transpose(0, 1)
 
 
 def _load_native(

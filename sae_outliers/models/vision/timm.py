@@ -21,6 +21,8 @@ BLOCK_PATHS = (
     ("layer1", "layer2", "layer3", "layer4"),
     ("s1", "s2", "s3", "s4"),
 )
+# parts of CaiT and XCiT that add CLS after the blocks
+CLASS_ATTENTION = ("blocks_token_only", "cls_attn_blocks")
 
 
 def load(
@@ -50,7 +52,7 @@ def load(
     module = module.eval().float()
     # pass the options as well, because the model's configuration names the size of training even if `img_size` differs
     transform = create_transform(**resolve_model_data_config(module, args=options), is_training=False)
-    special = _special_positions(module)
+    special = special_positions(module)
 
     def items(image: Image.Image) -> list[Tensor]:
         return [transform(image.convert("RGB"))]
@@ -59,7 +61,8 @@ def load(
         return Batch({"x": torch.stack(pixels)}, special=None if special is None else special.expand(len(pixels), -1))
 
     layout = getattr(module, "output_fmt", "NCHW")
-    return Backbone(module, find_blocks(module, blocks), items, collate, partial(hidden, layout=layout))
+    grids = partial(hidden, layout=layout, widths=stage_widths(module))
+    return Backbone(module, find_blocks(module, blocks), items, collate, grids)
 
 
 def pretrained(
@@ -88,36 +91,66 @@ def _create_model(architecture: str, **options: Any) -> nn.Module:
 
 
 def find_blocks(module: nn.Module, path: str | None = None) -> Sequence[nn.Module]:
-    """Return the blocks at `path`, or at the first of timm's usual paths. Raise ValueError if there are none."""
+    """Return the blocks at `path`, or at the first of timm's usual paths, or the stages that `feature_info` names.
+
+    Raise ValueError if there are none.
+    """
     parts = dict(module.named_modules())
     for paths in BLOCK_PATHS if path is None else ((path,),):
         if all(part in parts for part in paths):
             return [block for part in paths for block in flat_blocks(parts[part])]
+    stages = [parts[name] for name in _stage_names(module) if name in parts]
+    if path is None and stages:
+        return stages
     raise ValueError(
         f"{type(module).__name__} has no part {path or BLOCK_PATHS[0][0]!r}: name the one that holds its blocks by "
         f"model.loader.blocks=; its parts are {', '.join(name for name, _ in module.named_children())}"
     )
 
 
+def _stage_names(module: Any) -> list[str]:
+    """Return the modules whose outputs timm calls the features of the stages, each once and in order."""
+    known = getattr(module, "feature_info", None)
+    described = [stage for stage in known or () if isinstance(stage, dict)]
+    return list(dict.fromkeys(stage["module"] for stage in described if stage.get("module")))
+
+
+def stage_widths(module: Any) -> frozenset[int]:
+    """Return the widths that timm declares of the features of the stages."""
+    return frozenset(stage["num_chs"] for stage in getattr(module, "feature_info", None) or () if "num_chs" in stage)
+
+
 def flat_blocks(blocks: nn.Module) -> Sequence[nn.Module]:
     """Return the blocks in the order of the forward pass, with stages replaced by their blocks."""
     # timm's stage classes have an attribute `blocks`; in ResNets and RegNets a stage is a plain Sequential
     stages = (getattr(child, "blocks", child) for child in blocks.children())
-    return [block for stage in stages for block in (stage if isinstance(stage, nn.Sequential) else [stage])]
+    return [block for stage in stages for block in (stage.children() if _is_stage(stage) else [stage])]
 
 
-def hidden(output: Any, layout: str = "NCHW") -> Tensor:
-    """Return a block's output as [items, positions, d_model]; a grid in `layout` becomes its cells, row by row."""
+def _is_stage(part: nn.Module) -> bool:
+    """Return True for a sequence of blocks; ConvMixer's blocks are sequences too, of single layers among others."""
+    return isinstance(part, nn.Sequential | nn.ModuleList) and all(
+        any(True for _ in block.children()) for block in part.children()
+    )
+
+
+def hidden(output: Any, layout: str = "NCHW", widths: frozenset[int] = frozenset()) -> Tensor:
+    """Return a block's output as [items, positions, d_model]; a grid in `layout` becomes its cells, row by row.
+
+    Some blocks have the channels last without saying so: there the last extent is one of `widths`, and no other is.
+    """
     states = first_output(output)
-    if states.ndim != 4:
-        return states
-    return states.flatten(1, 2) if layout == "NHWC" else states.flatten(2).transpose(1, 2)
+    if not isinstance(states, Tensor) or states.ndim != 4:
+        return states  # what is no tensor is refused by name when the first batch is checked
+    _, first, second, last = states.shape
+    says_last = first == second != last and last in widths and first not in widths
+    return states.flatten(1, 2) if layout == "NHWC" or says_last else states.flatten(2).transpose(1, 2)
 
 
-def _special_positions(module: Any) -> Tensor | None:
+def special_positions(module: Any) -> Tensor | None:
     """Return bool [positions], True at CLS and register tokens, which precede the patches; None if there are none."""
     n_special = getattr(module, "num_prefix_tokens", 0)
-    if not n_special:
+    if not n_special or any(hasattr(module, part) for part in CLASS_ATTENTION):
         return None
     n_patches = getattr(getattr(module, "patch_embed", None), "num_patches", None)
     if n_patches is None:
