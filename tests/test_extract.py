@@ -17,9 +17,9 @@ from sae_outliers.activations import extract as extraction
 from sae_outliers.activations import stream
 from sae_outliers.activations.capture import capture
 from sae_outliers.activations.store import DOC_START, SPECIAL, LayerFiles, LayerTokens
-from sae_outliers.activations.stream import token_rows
+from sae_outliers.activations.stream import TokenStream, items_per_batch, token_rows
 from sae_outliers.config import RunConfig
-from sae_outliers.models.backbone import Batch
+from sae_outliers.models.backbone import Backbone, Batch
 from sae_outliers.runs.activations import extract
 from sae_outliers.runs.identity import store_directory
 from tests.conftest import ROOT, composed
@@ -242,3 +242,47 @@ def test_it_says_what_it_will_take_and_refuses_where_the_disk_is_too_small(
     monkeypatch.setattr(extraction.shutil, "disk_usage", lambda path: usage._replace(free=1000))
     with pytest.raises(ValueError, match=r"GB do not fit in .*activations, where 1e-06 GB are free: take fewer layers"):
         extract(cfg, [3])
+
+
+class Widening(torch.nn.Module):
+    """A block of a network: its output is its input with each number `times` over, in memory of its own."""
+
+    def __init__(self, times: int) -> None:
+        super().__init__()
+        self.times = times
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.repeat_interleave(self.times, 2)
+
+
+def test_a_pass_that_does_not_fit_in_memory_names_the_option_to_lower() -> None:
+    block = Widening(1 << 50)
+    backbone = Backbone(torch.nn.Sequential(block), [block], iter, lambda items: Batch({}))  # type: ignore[arg-type]
+    tokens = TokenStream("m", "d", None, None, 0, None, 8, torch.device("cpu"))
+    with pytest.raises(ValueError, match=r"out of memory: .* a forward pass of 8 item\(s\).*: lower data.batch_size"):
+        tokens.rows(backbone, Batch({"input": torch.zeros(8, 2, 4)}), [1])
+
+
+@pytest.mark.parametrize(
+    ("by_memory", "memory", "items"),
+    [
+        ({24: 1, 40: 2, 80: 4}, 23.65, 1),  # an L4 or A10G, sold as 24 GB
+        ({40: 1, 80: 12}, 25.4, 1),
+        ({24: 64, 40: 128}, 12.0, 32),
+        ({24: 64, 40: 128, 80: 256}, 42.3, 128),
+        ({24: 64, 40: 128, 80: 256}, 85.0, 256),
+        ({24: 64}, None, 8),
+        ({}, None, 8),
+        ({}, 85.0, 21),
+        ({}, 16.0, 8),
+    ],
+)
+def test_items_of_a_pass_never_exceed_the_entry_of_a_larger_gpu(
+    by_memory: dict[int, int], memory: float | None, items: int
+) -> None:
+    assert items_per_batch(None, by_memory, memory) == items
+    assert items_per_batch(5, by_memory, memory) == 5
+
+
+def test_text_leaves_the_size_of_a_batch_to_the_gpu() -> None:
+    assert composed("model=hf", "name=x", "data=text").data.batch_size is None

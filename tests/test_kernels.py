@@ -4,16 +4,19 @@ from torch import Tensor
 
 from sae_outliers.sae import kernels
 from sae_outliers.sae.kernels import (
+    ByFeature,
     Code,
     choose_batch_topk,
     choose_group_max,
     choose_topk,
+    count,
     decode,
     decode_reference,
     largest,
     pre_activations_reference,
     rows_of_k,
-    transposed_product,
+    sums_by_feature,
+    weighted_rows,
     with_gradient,
 )
 
@@ -140,12 +143,38 @@ def test_bfloat16_candidates_lead_to_the_float32_choice_however_large_the_mean(g
     )
 
 
-def test_transposed_product_adds_up_a_feature_chosen_by_many_tokens_and_leaves_unchosen_rows_zero() -> None:
+def test_the_transposed_code_adds_up_a_feature_chosen_by_many_tokens_and_leaves_unchosen_rows_zero() -> None:
     code = rows_of_k(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([[2, 0], [2, 3]]))
-    product = transposed_product(code, 5, torch.tensor([[1.0, 10.0], [2.0, 20.0]]))
+    transposed = ByFeature(code, 5).transpose(code.values)
+    product = weighted_rows(transposed, torch.tensor([[1.0, 10.0], [2.0, 20.0]]))
     assert product.tolist() == [[2, 20], [0, 0], [7, 70], [8, 80], [0, 0]]
+    assert sums_by_feature(transposed).tolist() == [2, 0, 4, 4, 0]
 
 
 def test_fired_names_the_features_that_are_positive_somewhere() -> None:
     code = rows_of_k(torch.tensor([[1.0, 0.0], [0.0, 3.0]]), torch.tensor([[2, 0], [0, 3]]))
     assert code.fired(5).tolist() == [False, False, True, True, False]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_16_bit_kernels_agree_with_float32_ones_to_their_own_digits(dtype: torch.dtype) -> None:
+    """Weights and tokens are the same numbers in both, so that only what is computed of them is rounded."""
+    x = torch.randn(40, 24).to(dtype)
+    w = [(0.2 * p.detach()).to(dtype).requires_grad_() for p in weights(24, 96)]  # in the range of float16
+    wide = [p.detach().float().requires_grad_() for p in w]
+    chosen = choose_topk((x - w[3]).float(), wide[0], wide[1], 8)
+    _, references = loss_and_gradients(with_gradient, decode, chosen, x.float(), wide)
+    code = chosen._replace(values=chosen.values.to(dtype))
+    _, gradients = loss_and_gradients(with_gradient, decode, code, x, w)
+    for gradient, reference in zip(gradients, references, strict=True):
+        assert gradient.dtype == dtype
+        assert (gradient.float() - reference).norm() < 8 * torch.finfo(dtype).eps * reference.norm()
+
+
+def test_counts_of_chosen_indices_agree_with_a_loop() -> None:
+    indices, chosen = (
+        torch.tensor([[2, 0], [2, 3], [2, 1]]),
+        torch.tensor([[True, False], [True, True], [False, False]]),
+    )
+    expected = [sum(i == f and c for i, c in zip(indices.flatten(), chosen.flatten(), strict=True)) for f in range(5)]
+    assert count(indices, chosen, 5).tolist() == expected == [0, 0, 2, 1, 0]

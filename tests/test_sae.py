@@ -246,3 +246,19 @@ def test_a_step_without_the_parallel_gradient_leaves_decoder_norms_unchanged_to_
         sae.W_dec *= 3
     sae.normalize_decoder()
     torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(30))
+
+
+@every_type
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_every_type_takes_a_step_in_16_bits_like_the_same_weights_in_float32(
+    name: str, dtype: torch.dtype, x: Tensor
+) -> None:
+    losses, gradients = [], []
+    for kind in (dtype, torch.float32):
+        sae = trained_like(name).to(dtype).to(kind)
+        output = sae.training_step(x.to(dtype).to(kind))
+        output.loss.backward()
+        losses.append(output.loss.item())
+        gradients.append(sae.W_dec.grad.float())
+    assert losses[0] == pytest.approx(losses[1], rel=0.05)
+    assert (gradients[0] - gradients[1]).norm() < 0.2 * gradients[1].norm()  # a choice may fall on another feature

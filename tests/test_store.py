@@ -1,3 +1,4 @@
+import tracemalloc
 from itertools import islice
 from pathlib import Path
 
@@ -5,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from sae_outliers.activations.store import DOC_START, SPECIAL, LayerFiles, LayerTokens, find_split
+from sae_outliers.activations.store import BLOCK_BATCHES, DOC_START, SPECIAL, LayerFiles, LayerTokens, find_split
 
 D = 3
 
@@ -141,3 +142,28 @@ def test_a_shard_that_was_changed_is_named_when_it_is_read_and_the_others_are_no
     with pytest.raises(ValueError, match="rows 4995 to 5032"):
         list(islice(LayerTokens(files, 10, 7000, False).training_batches(100, 0), 70))
     assert len(whole) == 10_000 * D * 4
+
+
+def test_blocks_that_are_read_ahead_change_nothing(tmp_path: Path) -> None:
+    tokens = LayerTokens(stored(tmp_path, 3000), n_eval=100, n_train=2000, special_tokens=False)
+    for start in (0, 137):
+        alone, ahead = (list(islice(tokens.training_batches(8, 0, start, n), 600)) for n in (0, 1))
+        assert all(torch.equal(a, b) for a, b in zip(alone, ahead, strict=True))
+
+
+@pytest.mark.parametrize(("every_special", "blocks_ahead", "blocks"), [(5, 0, 1), (10**9, 0, 1), (5, 1, 2)])
+def test_memory_holds_the_blocks_that_it_says(
+    every_special: int, blocks_ahead: int, blocks: int, tmp_path: Path
+) -> None:
+    """Blocks are NumPy's memory, which tracemalloc sees; batches are torch's."""
+    files, d, batch_size = LayerFiles(tmp_path, 1), 64, 16
+    block = BLOCK_BATCHES * batch_size * d * 4
+    special = torch.arange(20_000) % every_special == 0
+    files.append(torch.zeros(20_000, d), (DOC_START + SPECIAL * special).to(torch.uint8), items=1)
+    tokens = LayerTokens(files, n_eval=100, n_train=12_000, special_tokens=False)
+    tracemalloc.start()
+    for _ in islice(tokens.training_batches(batch_size, 0, 0, blocks_ahead), 600):
+        pass
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert 0.7 * block * blocks < peak < 1.3 * block * blocks

@@ -1,4 +1,5 @@
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import islice
@@ -6,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sae_outliers.config import TrainConfig
 from sae_outliers.results.curves import MetricsFile, Point
@@ -13,9 +15,11 @@ from sae_outliers.sae.architectures.batchtopk import BatchTopK
 from sae_outliers.sae.architectures.jumprelu import JumpReLU
 from sae_outliers.sae.architectures.relu import ReLU
 from sae_outliers.sae.architectures.topk import TopK
+from sae_outliers.sae.base import SparseAutoencoder
 from sae_outliers.training.loop import TrainingRun, train
-from sae_outliers.training.revival import AuxK, GhostGrads, PreactLoss, Resample
+from sae_outliers.training.revival import AuxK, GhostGrads, PreactLoss, Resample, Revival
 from sae_outliers.training.trainer import Trainer
+from tests.test_sae import TYPES
 
 CFG = TrainConfig(
     steps=40, batch_size=64, n_tokens=0, lr=1e-2, warmup_steps=10, decay_from=0.5, eval_every=10, checkpoint_every=15,
@@ -167,3 +171,75 @@ def test_metrics_drop_what_a_resumed_run_writes_again_and_a_half_written_line(tm
     assert [json.loads(line)["step"] for line in metrics.path.read_text().splitlines()] == [0, 10]
     assert [point["step"] for point in mirrored] == [0, 10, 20, 0, 10]  # once more, for the tracker of the resumed run
     assert metrics.curves().x.tolist() == [0, 5]
+
+
+WAITING = ("nonzero", "bincount", "_local_scalar_dense", "masked_select", "equal", "_unique2", "is_nonzero")
+
+
+class Calls(TorchDispatchMode):
+    """Counts by name the operators that are called, and those whose result's size a GPU would be waited for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        name = func.overloadpacket.__name__
+        by_mask = name in ("index", "index_put_", "index_put", "_index_put_impl_") and any(
+            index is not None and index.dtype == torch.bool for index in args[1]
+        )
+        unsized = name == "repeat_interleave" and (kwargs or {}).get("output_size") is None
+        self.counts[name] += 1
+        self.counts["waits"] += name in WAITING or by_mask or unsized
+        return func(*args, **(kwargs or {}))
+
+
+def calls_of_a_step(sae: SparseAutoencoder, revival: Revival) -> Counter[str]:
+    trainer = Trainer(sae, CFG, revival)
+    for x in islice(batches(0), 12):  # past the window, so that dead features are looked for
+        with Calls() as calls:
+            trainer.train_step(x)
+    assert trainer.dead_pct_window() is not None
+    return calls.counts
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_a_step_waits_for_a_gpu_only_where_the_sizes_of_what_is_chosen_depend_on_the_data(name: str) -> None:
+    calls = calls_of_a_step(TYPES[name](16, 64, k=4, scale=2.0), Revival())
+    chosen = {"batchtopk": 1, "matryoshka": 1}  # of the chunk of tokens, those above the floor
+    assert calls["waits"] == calls["nonzero"] == chosen.get(name, 0)
+
+
+def test_a_revival_waits_for_the_dead_features_only_when_it_needs_them() -> None:
+    assert calls_of_a_step(TopK(16, 64, k=4, scale=2.0), Resample(every=5))["waits"] == 0
+    assert calls_of_a_step(TopK(16, 64, k=4, scale=2.0), AuxK())["nonzero"] == 1
+
+
+def test_both_weight_gradients_share_one_sort() -> None:
+    assert calls_of_a_step(TopK(16, 64, k=4, scale=2.0), Revival())["sort"] == 1
+
+
+@pytest.mark.parametrize("steps_before", [0, 3])
+@pytest.mark.parametrize("name", ["topk", "relu"])
+def test_an_sae_that_is_given_another_type_trains_on_as_one_that_had_it_from_the_start(
+    name: str, steps_before: int
+) -> None:
+    """.double() and .to(device) replace the storage of the weights, of which the trainer holds a view."""
+    x = [batch.double() for batch in islice(batches(0), 12)]
+    wide = Trainer(TYPES[name](16, 64, k=4, scale=2.0).double(), CFG)
+    turned = Trainer(TYPES[name](16, 64, k=4, scale=2.0), CFG)
+    for step, batch in enumerate(x):
+        if step == steps_before:
+            turned.sae.double()
+        wide.train_step(batch)
+        turned.train_step(batch if step >= steps_before else batch.float())
+    for parameter, expected in zip(turned.sae.parameters(), wide.sae.parameters(), strict=True):
+        assert parameter.dtype == torch.float64
+        torch.testing.assert_close(parameter, expected, rtol=1e-3, atol=1e-5 if steps_before else 1e-12)
+    assert turned.optimised["W_enc"].data_ptr() == turned.sae.W_enc.data_ptr()
+
+
+def test_a_step_that_does_not_fit_in_memory_names_the_options_to_lower() -> None:
+    trainer = Trainer(TopK(16, 64, k=4), CFG)
+    with pytest.raises(ValueError, match=r"out of memory: .* a training step of 64 tokens.*: lower train.batch_size"):
+        trainer.train_step(torch.zeros(1, 16).expand(1 << 48, 16))

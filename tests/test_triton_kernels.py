@@ -145,8 +145,9 @@ def test_on_a_gpu_float32_and_float64_are_taken_and_their_products_agree_with_th
     on_cpu = kernels.Code(*(part.cpu() for part in code))
     assert_agree(kernels.products(x, W, code).cpu(), kernels.products(x.cpu(), W.cpu(), on_cpu))
     assert_agree(kernels.weighted_rows(code, W).cpu(), kernels.weighted_rows(on_cpu, W.cpu()))
-    transposed = kernels.transposed_product(code, N, dense).cpu()
-    assert_agree(transposed, kernels.transposed_product(on_cpu, N, dense.cpu()))
+    of_gpu, of_cpu = (kernels.ByFeature(c, N).transpose(c.values) for c in (code, on_cpu))
+    assert_agree(kernels.weighted_rows(of_gpu, dense).cpu(), kernels.weighted_rows(of_cpu, dense.cpu()))
+    assert_agree(kernels.sums_by_feature(of_gpu).cpu(), kernels.sums_by_feature(of_cpu))
 
 
 def test_tensors_on_the_cpu_are_left_to_torch() -> None:

@@ -1,5 +1,8 @@
 """What no run can use is refused in a sentence, before anything is loaded."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -7,8 +10,8 @@ import torch
 
 from sae_outliers.config import expand
 from sae_outliers.runs.validation import validate
-from sae_outliers.utils.device import resolve_device
-from tests.conftest import composed
+from sae_outliers.utils.device import memory_for, resolve_device
+from tests.conftest import ROOT, composed
 
 
 @pytest.mark.parametrize(("overrides", "message"), [
@@ -77,3 +80,44 @@ def test_what_can_run_side_by_side_passes(tmp_path: Path) -> None:
 def test_a_gpu_that_is_not_there_is_named() -> None:
     with pytest.raises(ValueError, match="torch sees no GPU here: use device=cpu"):
         resolve_device("cuda:9")
+
+
+@pytest.mark.parametrize("name", ["mps", "xpu", "meta"])
+def test_a_device_that_nothing_here_can_run_on_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=f"device={name} is not supported: use auto, cpu, cuda"):
+        resolve_device(name)
+
+
+def test_a_gpu_beyond_those_that_there_are_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert resolve_device("cuda:1").index == 1
+    with pytest.raises(ValueError, match=r"device=cuda:2, but torch sees 2 GPU\(s\) here: use a lower number"):
+        resolve_device("cuda:2")
+
+
+def test_no_product_is_taken_in_tf32_where_the_environment_asks_for_it() -> None:
+    code = (
+        "import torch; from sae_outliers.utils.device import resolve_device; before = "
+        "torch.get_float32_matmul_precision(); resolve_device('cpu'); print(before, "
+        "torch.get_float32_matmul_precision(), torch.backends.cuda.matmul.allow_tf32)"
+    )
+    environment = os.environ | {"TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "1"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=ROOT)
+    assert done.stdout.split() == ["high", "highest", "False"], done.stderr
+
+
+def test_exhausted_memory_is_one_sentence_with_its_remedy_and_other_errors_pass() -> None:
+    sentence = r"^out of memory: there is too little for a pass, which asked for 36028797018963968 bytes more: lower x$"
+    with pytest.raises(ValueError, match=sentence), memory_for("a pass", "lower x"):
+        torch.empty(1 << 53)
+    on_a_gpu = torch.OutOfMemoryError(
+        "CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 22.03 GiB."
+    )
+    with (
+        pytest.raises(ValueError, match=r"a pass, which asked for 20\.00 GiB more: lower x$"),
+        memory_for("a pass", "lower x"),
+    ):
+        raise on_a_gpu
+    with pytest.raises(RuntimeError, match="shape"), memory_for("a pass", "lower x"):
+        raise RuntimeError("another shape")

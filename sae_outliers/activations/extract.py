@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from filelock import FileLock
+from torch import Tensor
 
 from sae_outliers.activations.store import LayerFiles
 from sae_outliers.activations.stream import Captured, TokenStream
@@ -143,17 +144,28 @@ class Shards:
         self.files = files
         self.waiting: list[Captured] = []
         self.bytes = 0
+        self.copying_from: set[torch.device] = set()
 
     def add(self, captured: Captured) -> None:
-        self.waiting.append(Captured({k: x.cpu() for k, x in captured.rows.items()}, captured.flags, captured.items))
+        rows = {layer: self._to_host(x) for layer, x in captured.rows.items()}
+        self.waiting.append(Captured(rows, captured.flags, captured.items))
         self.bytes += captured.nbytes
         if self.bytes >= SHARD_BYTES:
             self.write()
+
+    def _to_host(self, rows: Tensor) -> Tensor:
+        """Return a copy on the CPU; a GPU makes it after what it has to do, and nothing waits until it is written."""
+        if rows.device.type == "cpu":
+            return rows
+        self.copying_from.add(rows.device)
+        return torch.empty(rows.shape, dtype=rows.dtype, pin_memory=True).copy_(rows, non_blocking=True)
 
     def write(self) -> None:
         if not self.waiting:
             return
         waiting, self.waiting, self.bytes = self.waiting, [], 0  # none is written twice, if this is broken off
+        for device in self.copying_from:
+            torch.cuda.synchronize(device)
         items = sum(captured.items for captured in waiting)
         for layer, file in self.files.items():
             rows, flags = ([getattr(captured, what)[layer] for captured in waiting] for what in ("rows", "flags"))

@@ -19,10 +19,12 @@ import torch
 from torch import Tensor
 
 from sae_outliers.utils.files import write_json
+from sae_outliers.utils.prefetch import read_ahead
 
 SPECIAL, DOC_START = 1, 2  # flags of a row: BOS, CLS and the like; the first row of its document
 ROWS_AT_ONCE = 1 << 20  # flags read at a time while counting tokens
 EVAL_ROWS = 4096  # rows of a chunk of evaluation tokens
+BLOCK_BATCHES = 64  # training batches whose tokens are shuffled, and in memory, together
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ class LayerFiles:
             items=extent.items + items,
             shards=[
                 *extent.shards,
-                [extent.rows + len(rows), zlib.crc32(row_bytes.tobytes()), zlib.crc32(flag_bytes.tobytes())],
+                [extent.rows + len(rows), zlib.crc32(row_bytes.data), zlib.crc32(flag_bytes.data)],
             ],
         )
         write_json(self.extent_path, asdict(grown))
@@ -176,40 +178,46 @@ class LayerTokens:
         for start in range(0, self.parts.eval_end, EVAL_ROWS):
             yield start, min(start + EVAL_ROWS, self.parts.eval_end)
 
-    def training_batches(self, batch_size: int, seed: int, start: int = 0) -> Iterator[Tensor]:
+    def training_batches(self, batch_size: int, seed: int, start: int = 0, blocks_ahead: int = 0) -> Iterator[Tensor]:
         """Batches [batch_size, d_model] without end, from batch number `start` on; the seed fixes their order.
 
-        Each epoch takes blocks of 64 batches in a random order and shuffles the rows within a block, so memory
-        holds one block. Documents were shuffled before they were stored. A block's last, partial batch is left out.
+        Each epoch takes blocks of BLOCK_BATCHES batches in a random order and shuffles the rows within a block, so
+        memory holds one block, and those that a thread has read ahead. Documents were shuffled before they were
+        stored. A block's last, partial batch is left out.
 
         Raises:
             ValueError: there are fewer training tokens than one batch holds.
         """
-        blocks = self._blocks(64 * batch_size)
+        blocks = self._blocks(BLOCK_BATCHES * batch_size)
         per_epoch = sum(tokens // batch_size for _, _, tokens in blocks)
         if per_epoch == 0:
             raise ValueError(
                 f"train.n_tokens={self.n_train} gives no batch of train.batch_size={batch_size}: lower the batch "
                 "size or raise the number of tokens"
             )
-        epoch, skip = divmod(start, per_epoch)
-        while True:
-            yield from self._epoch(blocks, batch_size, np.random.default_rng((seed, epoch)), skip)
-            epoch, skip = epoch + 1, 0
+        ordered = self._in_order(blocks, batch_size, seed, *divmod(start, per_epoch))
+        read = ((self._read(*bounds), torch.from_numpy(batches)) for bounds, batches in ordered)
+        for block, batches in read_ahead(read, blocks_ahead) if blocks_ahead else read:
+            yield from (block.index_select(0, batch) for batch in batches)
+            del block  # before the next is read
 
-    def _epoch(
-        self, blocks: list[tuple[int, int, int]], batch_size: int, rng: np.random.Generator, skip: int
-    ) -> Iterator[Tensor]:
-        for i in rng.permutation(len(blocks)):
-            start, stop, tokens = blocks[i]
-            n_batches = tokens // batch_size
-            order = rng.permutation(tokens)[: n_batches * batch_size].reshape(n_batches, batch_size)
-            if skip >= n_batches:
-                skip -= n_batches
-                continue
-            block = self._read(start, stop)
-            yield from (block[torch.from_numpy(batch)] for batch in order[skip:])
-            skip = 0
+    def _in_order(
+        self, blocks: list[tuple[int, int, int]], batch_size: int, seed: int, epoch: int, skip: int
+    ) -> Iterator[tuple[tuple[int, int], np.ndarray]]:
+        """Yield the rows of each block in the order of training, with its tokens for each batch, [batches, batch_size].
+
+        The first `skip` batches of epoch `epoch` are left out.
+        """
+        while True:
+            rng = np.random.default_rng((seed, epoch))
+            for i in rng.permutation(len(blocks)):
+                start, stop, tokens = blocks[i]
+                n_batches = tokens // batch_size
+                order = rng.permutation(tokens)[: n_batches * batch_size].reshape(n_batches, batch_size)
+                if skip < n_batches:
+                    yield (start, stop), order[skip:]
+                skip = max(0, skip - n_batches)
+            epoch += 1
 
     def _blocks(self, size: int) -> list[tuple[int, int, int]]:
         """(first row, end row, tokens) of the consecutive blocks of `size` rows in the training part."""
@@ -223,7 +231,8 @@ class LayerTokens:
     def _read(self, start: int, stop: int) -> Tensor:
         """The tokens among rows start:stop."""
         self._verify(start, stop)
-        return torch.from_numpy(np.array(self._rows[start:stop])[self._kept(start, stop)])
+        rows, kept = self._rows[start:stop], self._kept(start, stop)
+        return torch.from_numpy(np.array(rows) if kept.all() else np.asarray(rows[kept]))  # one copy in memory
 
     def _verify(self, start: int, stop: int) -> None:
         """Compare the shards that hold rows start:stop with their checksums, each once."""
@@ -231,7 +240,7 @@ class LayerTokens:
             if shard in self._verified:
                 continue
             first, (end, rows_crc, flags_crc) = self._ends[shard - 1] if shard else 0, self._shards[shard]
-            found = zlib.crc32(self._rows[first:end].tobytes()), zlib.crc32(self._flags[first:end].tobytes())
+            found = zlib.crc32(self._rows[first:end].data), zlib.crc32(self._flags[first:end].data)
             if found != (rows_crc, flags_crc):
                 raise ValueError(
                     f"rows {first} to {end} of {self._files.rows_path} are not what was written there: delete "

@@ -12,9 +12,11 @@ from sae_outliers.activations.store import DOC_START, SPECIAL
 from sae_outliers.data.dedup import distinct
 from sae_outliers.models.backbone import Backbone, Batch
 from sae_outliers.models.contract import checked
+from sae_outliers.utils.device import memory_for
 from sae_outliers.utils.instantiate import instantiate
 
 ITEMS_WITHOUT_GPU = 8
+GB_OF_AN_ITEM = 4  # of a GPU's memory, where the model's config says nothing: windows may be long and layers many
 
 
 @dataclass(frozen=True)
@@ -68,19 +70,27 @@ class TokenStream:
         return backbone.batches(documents, self.batch_size, start)
 
     def rows(self, backbone: Backbone, batch: Batch, layers: Sequence[int], first: int = 0) -> Captured:
-        """Return the rows that a batch, whose first item is item `first` of the stream, gives at `layers`."""
-        on_device = batch.to(self.device)
-        if backbone.agreed is None:
-            backbone.agreed = checked(backbone, on_device)
-        hidden = capture(backbone, on_device, layers)
-        per_layer = {
-            layer: token_rows(output, batch, self.tokens_per_item, self.seed, first) for layer, output in hidden.items()
-        }
-        return Captured(
-            rows={layer: rows for layer, (rows, _) in per_layer.items()},
-            flags={layer: flags for layer, (_, flags) in per_layer.items()},
-            items=len(next(iter(hidden.values()))),
-        )
+        """Return the rows that a batch, whose first item is item `first` of the stream, gives at `layers`.
+
+        Raise ValueError where the memory does not suffice, or as `contract.checked` and `kept_tokens` do.
+        """
+        with memory_for(f"a forward pass of {self.batch_size} item(s)", "lower data.batch_size or take fewer layers"):
+            on_device = batch.to(self.device)
+            if backbone.agreed is None:
+                backbone.agreed = checked(backbone, on_device)
+            hidden = capture(backbone, on_device, layers)
+            items = len(next(iter(hidden.values())))
+            kept: dict[torch.Size, tuple[Tensor, Tensor]] = {}  # by shape: one for all layers of most networks
+            rows, flags = {}, {}
+            for layer in list(hidden):
+                output = hidden.pop(layer)  # goes once its rows are taken: memory holds both of one layer only
+                shape = output.shape[:2]
+                if shape not in kept:
+                    places, of_layer = kept_tokens(shape, batch, self.tokens_per_item, self.seed, first)
+                    kept[shape] = places.to(self.device, non_blocking=True), of_layer
+                places, flags[layer] = kept[shape]
+                rows[layer] = output.flatten(0, 1).index_select(0, places)
+        return Captured(rows, flags, items)
 
     def read(self, backbone: Backbone, layers: Sequence[int], start: int = 0) -> Iterator[Captured]:
         """Yield what each batch from item `start` on gives at `layers`."""
@@ -94,8 +104,14 @@ def items_per_batch(asked: int | None, by_memory: Mapping[int, int], memory: flo
     """Return the items per forward pass: as asked, or what the model's config says for a GPU of `memory` GB."""
     if asked is not None:
         return asked
-    fitting = [size for least, size in by_memory.items() if memory is not None and least <= memory]
-    return max(fitting, default=ITEMS_WITHOUT_GPU)
+    if memory is None:
+        return ITEMS_WITHOUT_GPU
+    if not by_memory:
+        return max(ITEMS_WITHOUT_GPU, int(memory / GB_OF_AN_ITEM))
+    smallest = min(by_memory)
+    if memory < smallest:  # cards that are sold as 24 GB report a little less
+        return max(1, int(by_memory[smallest] * memory / smallest))
+    return max(size for least, size in by_memory.items() if least <= memory)
 
 
 def token_rows(
@@ -103,13 +119,25 @@ def token_rows(
 ) -> tuple[Tensor, Tensor]:
     """Return the real tokens among hidden [items, positions, d_model]: rows [n, d_model], and their flags, uint8 [n].
 
+    The other arguments are those of `kept_tokens`, which raises ValueError.
+    """
+    places, flags = kept_tokens(hidden.shape[:2], batch, tokens_per_item, seed, first)
+    return hidden.flatten(0, 1).index_select(0, places.to(hidden.device)), flags
+
+
+def kept_tokens(
+    shape: torch.Size, batch: Batch, tokens_per_item: int | None, seed: int, first: int
+) -> tuple[Tensor, Tensor]:
+    """Return where the real tokens are among items × positions, int64 [n], and their flags, uint8 [n], on the CPU.
+
+    On the CPU because a GPU would have to be waited for until it knows how many they are.
+
     With `tokens_per_item`, at most so many tokens of an item that are not special are kept, drawn by `seed` and the
     item's number, counted from `first`.
 
     Raises:
         ValueError: the mask has another shape than the block's output.
     """
-    shape = hidden.shape[:2]
     mask = torch.ones(shape, dtype=torch.bool) if batch.mask is None else batch.mask.cpu()
     special = torch.zeros(shape, dtype=torch.bool) if batch.special is None else batch.special.cpu()
     if mask.shape != shape:
@@ -121,7 +149,7 @@ def token_rows(
     if tokens_per_item is not None:
         keep = special | _drawn(mask & ~special, tokens_per_item, seed, first)
     flags = special * SPECIAL + _first_kept(keep, batch.begins) * DOC_START
-    return hidden[keep.to(hidden.device)], flags[keep].to(torch.uint8)
+    return keep.flatten().nonzero()[:, 0], flags[keep].to(torch.uint8)
 
 
 def _drawn(candidates: Tensor, n: int, seed: int, first: int) -> Tensor:

@@ -13,6 +13,7 @@ from sae_outliers.runs.identity import store_directory
 from sae_outliers.stats.moments import Moments
 from sae_outliers.stats.transforms import PREPROCESSINGS
 from sae_outliers.utils.device import resolve_device
+from sae_outliers.utils.prefetch import on_device
 
 
 @dataclass
@@ -39,13 +40,16 @@ class SeverityMeter:
 
     def update(self, rows: Tensor, is_special: Tensor) -> None:
         """Take in rows [n, d_model] as the network put them out, and which of them are special tokens, bool [n]."""
-        rows, ordinary = rows.to(self.device), ~is_special.to(self.device)
+        rows = rows.to(self.device, non_blocking=True)
+        # places rather than a mask, whose count a GPU would be waited for at each use
+        ordinary = (~is_special.cpu()).nonzero()[:, 0].to(self.device, non_blocking=True)
         for name, preprocess in PREPROCESSINGS.items():
             x = preprocess(rows)
             self.severity.with_special[name].update(x)
-            self.severity.without_special[name].update(x[ordinary])
+            without = x if len(ordinary) == len(x) else x.index_select(0, ordinary)
+            self.severity.without_special[name].update(without)
             if name == self.preprocessing:
-                self.severity.sae_tokens.update(x if self.special_tokens else x[ordinary])
+                self.severity.sae_tokens.update(x if self.special_tokens else without)
 
 
 class LayerData:
@@ -64,9 +68,14 @@ class LayerData:
 
     def eval_tokens(self) -> Iterator[Tensor]:
         """Yield the preprocessed evaluation tokens in chunks [tokens, d_model]."""
-        return (self.preprocess(x.to(self.device)) for x in self.tokens.eval_chunks())
+        return map(self.preprocess, on_device(self.tokens.eval_chunks(), self.device))
 
     def training_batches(self, start: int) -> Iterator[Tensor]:
         """Yield preprocessed batches [batch_size, d_model], from step `start` on."""
-        batches = self.tokens.training_batches(self.batch_size, self.seed, start)
-        return (self.preprocess(x.to(self.device)) for x in batches)
+        batches = self.tokens.training_batches(self.batch_size, self.seed, start, blocks_ahead(self.device))
+        return map(self.preprocess, on_device(batches, self.device))
+
+
+def blocks_ahead(device: torch.device) -> int:
+    """Return how many blocks of training tokens are read ahead: on a CPU the thread would take the training's time."""
+    return 0 if device.type == "cpu" else 1

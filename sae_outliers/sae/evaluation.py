@@ -11,7 +11,7 @@ from torch import Tensor
 from sae_outliers.results.features import Fate
 from sae_outliers.sae.architectures.topk import TopK
 from sae_outliers.sae.base import SparseAutoencoder
-from sae_outliers.sae.kernels import choose_topk, decode, largest, pre_activation_chunks
+from sae_outliers.sae.kernels import choose_topk, count, decode, largest, pre_activation_chunks
 from sae_outliers.stats.moments import Moments
 from sae_outliers.stats.transforms import Affine
 
@@ -35,7 +35,7 @@ class FateCounter:
         self.n_tokens += len(pre)
         self.highest = torch.maximum(self.highest, pre.amax(0))
         values, indices = largest(pre, self.k)
-        self.selected += torch.bincount(indices[values > 0], minlength=len(self.selected))
+        self.selected += count(indices, values > 0, len(self.selected))
 
     @property
     def fates(self) -> Tensor:
@@ -94,13 +94,13 @@ def evaluate(sae: SparseAutoencoder, centering: Affine, tokens: Iterable[Tensor]
     """Evaluate on chunks [tokens, d_model] of preprocessed activations, whose Σσ² over dimensions is `variance`."""
     counter = fate_counter(sae)
     active = torch.zeros_like(counter.selected)
-    error = 0.0
+    error = torch.zeros((), dtype=torch.float64, device=counter.selected.device)
     for x, pre in _pre_activations(sae, centering, tokens):
         counter.update(pre)
         z_hat, now_active = sae.reconstruct(pre)
         active += now_active
-        error += (x - centering.undo(z_hat)).double().square().sum().item()
-    fvu = error / (counter.n_tokens * variance)
+        error += (x - centering.undo(z_hat)).double().square().sum()
+    fvu = error.item() / (counter.n_tokens * variance)
     return Evaluation(counter, active, fvu, active.sum().item() / counter.n_tokens)
 
 

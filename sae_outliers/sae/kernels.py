@@ -7,6 +7,7 @@ pre-activations a few are chosen, and everything after (decoder, gradients of bo
 import math
 import warnings
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -50,10 +51,54 @@ class Code(NamedTuple):
         return highest.scatter_reduce_(0, self.indices, self.values.detach(), "amax") > 0
 
 
+class ByFeature:
+    """The entries of a code in the order of their features, and of tokens within a feature: found once, when needed.
+
+    Both weight matrices' gradients are sums over a feature's entries, and share one sort.
+    """
+
+    def __init__(self, code: Code, n_features: int) -> None:
+        self.indices, self.token_offsets, self.n_features = code.indices, code.offsets, n_features
+
+    @cached_property
+    def _sorted(self) -> tuple[Tensor, Tensor]:
+        keys = self.indices.to(torch.int32)  # half the time of 64 bits
+        return torch.sort(keys, stable=True)
+
+    @property
+    def order(self) -> Tensor:
+        """Return the entries in that order, int64 [entries]."""
+        return self._sorted[1]
+
+    @cached_property
+    def tokens(self) -> Tensor:
+        """Return the token of each entry in that order, int64 [entries]."""
+        return torch.repeat_interleave(self.token_offsets.diff(), output_size=len(self.order))[self.order]
+
+    @cached_property
+    def offsets(self) -> Tensor:
+        """Return where each feature's entries begin, and the last ones end, int64 [n_features + 1]."""
+        features = torch.arange(self.n_features + 1, dtype=torch.int32, device=self.indices.device)
+        return torch.searchsorted(self._sorted[0], features)
+
+    def transpose(self, values: Tensor) -> Code:
+        """Return the code's transpose, [n_features, tokens], with the values [entries] of its entries."""
+        return Code(values[self.order], self.tokens, self.offsets)
+
+
 def rows_of_k(values: Tensor, indices: Tensor) -> Code:
     """Return the code whose every token has k entries, from values and indices [tokens, k]."""
     tokens, k = values.shape
     return Code(values.flatten(), indices.flatten(), torch.arange(0, tokens * k + 1, k, device=values.device))
+
+
+def count(indices: Tensor, chosen: Tensor, n_features: int) -> Tensor:
+    """Return how many of the indices that are `chosen` (bool, of their shape) name each feature, int64 [n_features].
+
+    On a GPU, `bincount` and a mask of `chosen` would wait for the number of those chosen.
+    """
+    counts = torch.zeros(n_features, dtype=torch.int64, device=indices.device)
+    return counts.scatter_add_(0, indices.flatten(), chosen.flatten().long())
 
 
 # --- choosing ---------------------------------------------------------------------------------------------
@@ -141,8 +186,8 @@ def choose_batch_topk(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int) -> Code:
         if len(values) >= wanted:
             break
     kept = values.topk(wanted, sorted=False).indices.sort().values
-    counts = torch.bincount(torch.cat(tokens)[kept], minlength=len(x))
-    return Code(values[kept], indices[kept], F.pad(counts.cumsum(0), (1, 0)))
+    offsets = torch.searchsorted(torch.cat(tokens)[kept], torch.arange(len(x) + 1, device=x.device))
+    return Code(values[kept], indices[kept], offsets)
 
 
 def _floor(pre: Tensor, k: int, enough: float) -> Tensor:
@@ -167,6 +212,8 @@ def choose_group_max(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int) -> Code:
 
 def products(x: Tensor, W: Tensor, code: Code) -> Tensor:
     """Return x[t] · W[j] for each entry (t, j) of the code, [entries]; x is [tokens, d], W [n_features, d]."""
+    if x.dtype not in (torch.float32, torch.float64):  # neither path below takes 16-bit types
+        return products(x.float(), W.float(), code).to(x.dtype)
     if triton_kernels.usable(x):
         return triton_kernels.products(x, W, code.indices, code.offsets)
     # MKL's sparse products take 32-bit indices; torch would convert them
@@ -185,12 +232,9 @@ def weighted_rows(code: Code, W: Tensor) -> Tensor:
     )
 
 
-def transposed_product(code: Code, n_features: int, dense: Tensor) -> Tensor:
-    """Return codeᵀ @ dense, [n_features, d], for dense [tokens, d]."""
-    order = code.indices.argsort(stable=True)
-    tokens = torch.repeat_interleave(code.offsets.diff(), output_size=len(order))[order]
-    offsets = F.pad(torch.bincount(code.indices, minlength=n_features).cumsum(0), (1, 0))
-    return weighted_rows(Code(code.values[order], tokens, offsets), dense)
+def sums_by_feature(transposed: Code) -> Tensor:
+    """Return the sum of each row's values, [rows]; unlike `index_add_`, in an order that does not vary on a GPU."""
+    return torch.segment_reduce(transposed.values, "sum", offsets=transposed.offsets, unsafe=True)
 
 
 # --- the same with gradients ------------------------------------------------------------------------------
@@ -205,50 +249,55 @@ class _PreActivations(torch.autograd.Function):
         b_enc: Tensor,
         b_dec: Tensor,
         values: Tensor,
-        indices: Tensor,
-        offsets: Tensor,
+        by_feature: ByFeature,
     ) -> Tensor:
-        ctx.save_for_backward(x, W_enc, b_dec, indices, offsets)
+        ctx.save_for_backward(x, W_enc, b_dec)
+        ctx.by_feature = by_feature
         return values.clone()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, W_enc, b_dec, indices, offsets = ctx.saved_tensors
-        n_features = W_enc.shape[1]
-        grad = Code(grads[0], indices, offsets)
-        grad_W_enc = transposed_product(grad, n_features, x - b_dec).T
-        grad_b_enc = grads[0].new_zeros(n_features)
-        grad_b_enc.index_add_(0, indices, grads[0])
+        x, W_enc, b_dec = ctx.saved_tensors
+        grad = ctx.by_feature.transpose(grads[0])
+        grad_W_enc = weighted_rows(grad, x - b_dec).T
+        grad_b_enc = sums_by_feature(grad)
         # b_dec shifts every token alike, so its gradient needs only the gradients summed over the tokens
-        return None, grad_W_enc, grad_b_enc, -(W_enc @ grad_b_enc), None, None, None
+        return None, grad_W_enc, grad_b_enc, -(W_enc @ grad_b_enc), None, None
 
 
 class _Decode(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, values: Tensor, indices: Tensor, offsets: Tensor, W_dec: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, values: Tensor, indices: Tensor, offsets: Tensor, W_dec: Tensor, by_feature: ByFeature
+    ) -> Tensor:
         ctx.save_for_backward(values, indices, offsets, W_dec)
+        ctx.by_feature = by_feature
         return weighted_rows(Code(values, indices, offsets), W_dec)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         values, indices, offsets, W_dec = ctx.saved_tensors
-        code = Code(values, indices, offsets)
-        return products(grads[0], W_dec, code), None, None, transposed_product(code, len(W_dec), grads[0])
+        grad_values = products(grads[0], W_dec, Code(values, indices, offsets))
+        return grad_values, None, None, weighted_rows(ctx.by_feature.transpose(values), grads[0]), None
 
 
-def with_gradient(code: Code, x: Tensor, W_enc: Tensor, b_enc: Tensor, b_dec: Tensor) -> Code:
+def with_gradient(
+    code: Code, x: Tensor, W_enc: Tensor, b_enc: Tensor, b_dec: Tensor, by_feature: ByFeature | None = None
+) -> Code:
     """Return the code with its values (x - b_dec) @ W_enc + b_enc differentiable in the weights.
 
-    `code` must hold those values already. x is data and gets no gradient.
+    `code` must hold those values already. x is data and gets no gradient. `by_feature` is the code's, where `decode`
+    is to share it.
     """
-    return code._replace(values=_PreActivations.apply(x, W_enc, b_enc, b_dec, *code))
+    by_feature = by_feature or ByFeature(code, W_enc.shape[1])
+    return code._replace(values=_PreActivations.apply(x, W_enc, b_enc, b_dec, code.values, by_feature))
 
 
-def decode(code: Code, W_dec: Tensor) -> Tensor:
+def decode(code: Code, W_dec: Tensor, by_feature: ByFeature | None = None) -> Tensor:
     """Return the sum of values times decoder rows, [tokens, d_model], differentiable in the values and W_dec."""
-    return _Decode.apply(*code, W_dec)
+    return _Decode.apply(*code, W_dec, by_feature or ByFeature(code, len(W_dec)))
 
 
 # --- readable twins -----------------------------------------------------------------------------------------

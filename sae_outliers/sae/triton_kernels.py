@@ -26,7 +26,7 @@ WEIGHTED_ROWS_TILE = (16, 256)
 
 def usable(tensor: Tensor) -> bool:
     """Return whether the kernels can be launched on operands like this one."""
-    return tensor.is_cuda and tensor.dtype in (torch.float32, torch.float64) and _launchable()
+    return tensor.is_cuda and tensor.dtype in (torch.float32, torch.float64) and _launchable(tensor.device)
 
 
 def products(x: Tensor, W: Tensor, indices: Tensor, offsets: Tensor) -> Tensor:
@@ -62,13 +62,19 @@ def _unit_stride(matrix: Tensor) -> Tensor:
 
 
 @cache
-def _launchable() -> bool:
-    """Return False without Triton or, with a warning, where it cannot build kernels (no C compiler, an old GPU)."""
+def _launchable(device: torch.device) -> bool:
+    """Return False without Triton or, with a warning, where it cannot build kernels (no C compiler, an old GPU).
+
+    The probe runs on the GPU in question: on another one it would open a context there. Memory that is short now says
+    nothing about Triton.
+    """
     if not INSTALLED:
         return False
-    offsets = torch.tensor([0, 1], device="cuda")
     try:
-        weighted_rows(torch.ones(1, device="cuda"), offsets[:1], offsets, torch.ones(1, 1, device="cuda"))
+        offsets, one = torch.tensor([0, 1], device=device), torch.ones(1, 1, device=device)
+        weighted_rows(one[0], offsets[:1], offsets, one)
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:
         warnings.warn(f"Triton's kernels fail here, so torch's slower ones are used: {error!r}", stacklevel=2)
         return False

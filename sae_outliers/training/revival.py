@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sae_outliers.sae.architectures.jumprelu import JumpReLU
 from sae_outliers.sae.base import SparseAutoencoder, StepOutput
-from sae_outliers.sae.kernels import choose_topk, decode, largest, with_gradient
+from sae_outliers.sae.kernels import ByFeature, choose_topk, decode, largest, with_gradient
 from sae_outliers.utils.options import Choice, check_number, chosen_type
 from sae_outliers.utils.registry import Registry
 
@@ -194,8 +194,10 @@ def revival_type(cfg: Choice) -> type[Revival]:
 
 def reconstruct_sparsely(x: Tensor, b_dec: Tensor, W_enc: Tensor, b_enc: Tensor, W_dec: Tensor, k: int) -> Tensor:
     """Return the k largest positive pre-activations of each token times their decoder rows, [tokens, d_model]."""
-    code = with_gradient(choose_topk(x - b_dec, W_enc, b_enc, k), x, W_enc, b_enc, b_dec)
-    return decode(code._replace(values=code.values.relu()), W_dec)
+    chosen = choose_topk(x - b_dec, W_enc, b_enc, k)
+    by_feature = ByFeature(chosen, len(W_dec))
+    code = with_gradient(chosen, x, W_enc, b_enc, b_dec, by_feature)
+    return decode(code._replace(values=code.values.relu()), W_dec, by_feature)
 
 
 def reconstruct_densely(x: Tensor, b_dec: Tensor, W_enc: Tensor, b_enc: Tensor, W_dec: Tensor, k: int) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from sae_outliers.config import TrainConfig
 from sae_outliers.sae.base import SparseAutoencoder
 from sae_outliers.training.revival import Revival
+from sae_outliers.utils.device import memory_for
 from sae_outliers.utils.files import atomic_write
 
 
@@ -27,6 +28,8 @@ class Trainer:
     def __init__(self, sae: SparseAutoencoder, cfg: TrainConfig, revival: Revival | None = None) -> None:
         self.sae, self.cfg, self.revival = sae, cfg, revival or Revival()
         self.revival.check(sae)
+        # to find the dead features waits for the GPU, so only a revival that adds to the loss has it done each step
+        self.revives_by_loss = type(self.revival).loss is not Revival.loss
         self.optimised = dict(sae.named_parameters()) | {"W_enc": self._rows_of_W_enc()}
         others = [parameter for name, parameter in self.optimised.items() if name != "b_dec"]
         self.lrs = [cfg.lr, cfg.lr if cfg.b_dec_lr is None else cfg.b_dec_lr]
@@ -49,13 +52,20 @@ class Trainer:
         return warmup * decay
 
     def train_step(self, x: Tensor) -> None:
-        """Take one optimiser step on x [batch_size, d_model]."""
+        """Take one optimiser step on x [batch_size, d_model]. Raise ValueError where the memory does not suffice."""
+        with memory_for(f"a training step of {self.cfg.batch_size} tokens", "lower train.batch_size or sae.n_features"):
+            self._take_step(x)
+
+    def _take_step(self, x: Tensor) -> None:
         for group, lr in zip(self.optimizer.param_groups, self.lrs, strict=True):
             group["lr"] = lr * self.schedule()
+        self._follow_sae()
         self.optimizer.zero_grad(set_to_none=True)
         self.sae.W_enc.grad = None  # the optimiser knows only its rows
         output = self.sae.training_step(x)
-        loss = output.loss + self.revival.loss(self.sae, x, output, self.dead())
+        loss = output.loss
+        if self.revives_by_loss:
+            loss = loss + self.revival.loss(self.sae, x, output, self.dead())
         loss.backward()
         if self.sae.unit_norm_decoder:
             self.sae.remove_parallel_gradient()
@@ -90,6 +100,17 @@ class Trainer:
         for name in ("W_enc", "b_enc", "W_dec"):
             for moment in ("exp_avg", "exp_avg_sq"):
                 self.optimizer.state[self.optimised[name]][moment][features] = 0
+
+    def _follow_sae(self) -> None:
+        """Bring along what is the trainer's own, where the SAE was moved or its type changed since the last step."""
+        W_enc, rows = self.sae.W_enc, self.optimised["W_enc"]
+        if (rows.device, rows.dtype, rows.data_ptr()) == (W_enc.device, W_enc.dtype, W_enc.data_ptr()):
+            return
+        rows.grad, rows.data = None, W_enc.detach().T
+        self.last_fired = self.last_fired.to(W_enc.device)
+        for p, state in self.optimizer.state.items():
+            for name, moment in state.items():  # Adam keeps its step in float32
+                state[name] = moment.to(p.device) if name == "step" else moment.to(p)
 
     def _rows_of_W_enc(self) -> nn.Parameter:
         """Return the same storage viewed as [n_features, d_model]: fused Adam copies what is not contiguous."""

@@ -1,9 +1,10 @@
 """Matryoshka SAE (Bussmann et al. 2025): a BatchTopK SAE whose first features must reconstruct on their own."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
-import torch.nn.functional as F
+import torch
 from torch import Tensor
 
 from sae_outliers.sae.architectures.batchtopk import BatchTopK
@@ -43,14 +44,25 @@ class Matryoshka(BatchTopK):
         code = with_gradient(self.choose(x), x, self.W_enc, self.b_enc, self.b_dec)
         code = code._replace(values=code.values.relu())
         residual, losses = x - self.b_dec, []
-        for start, end in zip([0, *self.ends], self.ends, strict=False):
-            residual = residual - decode(_between(code, start, end), self.W_dec)
+        for part in split_by_feature(code, self.ends):
+            residual = residual - decode(part, self.W_dec)
             losses.append(self.squared_error(residual))
         return StepOutput(sum(losses, x.new_zeros(())) / len(losses), code.fired(self.n_features), residual.detach())
 
 
-def _between(code: Code, start: int, end: int) -> Code:
-    """Return the entries of features start to end."""
-    kept = (code.indices >= start) & (code.indices < end)
-    offsets = F.pad(kept.cumsum(0), (1, 0))[code.offsets]
-    return Code(code.values[kept], code.indices[kept], offsets)
+def split_by_feature(code: Code, ends: Sequence[int]) -> list[Code]:
+    """Return the entries of the features up to the first of `ends`, of those from there to the second, and so on.
+
+    The sizes of all parts come from a GPU at once; a mask for each part would wait for it each time.
+    """
+    parts = torch.bucketize(code.indices, torch.tensor(ends, device=code.indices.device), right=True)
+    order = parts.argsort(stable=True)  # by token within a part, as before
+    tokens = torch.repeat_interleave(code.offsets.diff(), output_size=len(order))[order]
+    last = torch.searchsorted(parts[order], torch.arange(len(ends), device=order.device), right=True)
+    bounds = [0, *last.tolist()]
+    return [_part(code, order[start:end], tokens[start:end]) for start, end in pairwise(bounds)]
+
+
+def _part(code: Code, entries: Tensor, tokens: Tensor) -> Code:
+    every_token = torch.arange(code.tokens + 1, device=tokens.device)
+    return Code(code.values[entries], code.indices[entries], torch.searchsorted(tokens, every_token))

@@ -6,7 +6,17 @@ import torch
 from torch import Tensor
 
 from sae_outliers.sae.base import SAES, SparseAutoencoder, StepOutput
-from sae_outliers.sae.kernels import PRECISIONS, Code, choose_topk, decode, largest, rows_of_k, with_gradient
+from sae_outliers.sae.kernels import (
+    PRECISIONS,
+    ByFeature,
+    Code,
+    choose_topk,
+    count,
+    decode,
+    largest,
+    rows_of_k,
+    with_gradient,
+)
 
 # of `sparse_step`: 1.29 measured on a CPU (results/benchmarks), more on a GPU, which gathers decoder rows from memory
 SPARSE_STEP_COST = 2.0
@@ -46,8 +56,7 @@ class TopK(SparseAutoencoder):
     def reconstruct(self, pre: Tensor) -> tuple[Tensor, Tensor]:
         values, indices = largest(pre, self.k)
         code = rows_of_k(values.relu(), indices)
-        active = torch.bincount(code.indices[code.values > 0], minlength=self.n_features)
-        return decode(code, self.W_dec) + self.b_dec, active
+        return decode(code, self.W_dec) + self.b_dec, count(code.indices, code.values > 0, self.n_features)
 
     def choose(self, x: Tensor) -> Code:
         """Choose the k largest pre-activations of each token of x [tokens, d_model]."""
@@ -59,7 +68,8 @@ class TopK(SparseAutoencoder):
 
 def sparse_step(sae: SparseAutoencoder, x: Tensor, chosen: Code) -> StepOutput:
     """Take the step of every type whose features are the chosen pre-activations where they are positive."""
-    code = with_gradient(chosen, x, sae.W_enc, sae.b_enc, sae.b_dec)
+    by_feature = ByFeature(chosen, sae.n_features)
+    code = with_gradient(chosen, x, sae.W_enc, sae.b_enc, sae.b_dec, by_feature)
     code = code._replace(values=code.values.relu())
-    residual = x - sae.b_dec - decode(code, sae.W_dec)
+    residual = x - sae.b_dec - decode(code, sae.W_dec, by_feature)
     return StepOutput(sae.squared_error(residual), code.fired(sae.n_features), residual.detach())
