@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from sae_outliers.utils.boundary import one_sentence, sentence_of
+from sae_outliers.utils.boundary import named, one_sentence, sentence_of
 from tests.conftest import ROOT
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -52,6 +52,13 @@ def test_the_traceback_is_there_for_the_asking(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     with pytest.raises(KeyError), one_sentence():
         raise KeyError("weight")
+
+
+def test_what_a_library_raises_without_words_is_named() -> None:
+    with pytest.raises(ValueError, match="m cannot be loaded: KeyError: 'a'"), named("m cannot be loaded"):
+        raise KeyError("a")
+    with pytest.raises(FileNotFoundError, match="no b"), named("m cannot be loaded"):
+        raise FileNotFoundError("no b")
 
 
 @pytest.mark.parametrize(("arguments", "sentence"), [

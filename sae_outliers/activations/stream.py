@@ -12,6 +12,7 @@ from sae_outliers.activations.store import DOC_START, SPECIAL
 from sae_outliers.data.dedup import distinct
 from sae_outliers.models.backbone import Backbone, Batch
 from sae_outliers.models.contract import checked
+from sae_outliers.utils.boundary import named
 from sae_outliers.utils.device import memory_for
 from sae_outliers.utils.instantiate import instantiate
 
@@ -60,14 +61,16 @@ class TokenStream:
 
     def load_backbone(self) -> Backbone:
         """Return the network in eval mode on the device."""
-        backbone: Backbone = instantiate(self.loader)
-        backbone.module.eval().to(self.device)
+        with named(f"{self.model} cannot be loaded"):
+            backbone: Backbone = instantiate(self.loader)
+            backbone.module.eval().to(self.device)
         return backbone
 
     def batches(self, backbone: Backbone, start: int = 0) -> Iterator[Batch]:
         """Yield batches from item `start` on; items before it are tokenised but not run. No document comes twice."""
-        documents = distinct(instantiate(self.source)(self.seed))
-        return backbone.batches(documents, self.batch_size, start)
+        with named(f"data={self.data} cannot be read for {self.model}"):
+            documents = distinct(instantiate(self.source)(self.seed))
+            yield from backbone.batches(documents, self.batch_size, start)
 
     def rows(self, backbone: Backbone, batch: Batch, layers: Sequence[int], first: int = 0) -> Captured:
         """Return the rows that a batch, whose first item is item `first` of the stream, gives at `layers`.

@@ -40,6 +40,17 @@ def one_sentence() -> Iterator[None]:
         os.environ.pop(SHOW_TRACEBACK, None)
 
 
+@contextmanager
+def named(what: str) -> Iterator[None]:
+    """Raise what the block raises of its own making, without words for a reader, as a ValueError that names `what`."""
+    try:
+        yield
+    except SPOKEN:
+        raise
+    except Exception as error:
+        raise ValueError(f"{what}: {sentence_of(error)}") from error
+
+
 def _say(sentence: str) -> None:
     if logging.getLogger().handlers:
         logging.getLogger("sae_outliers").error("%s", sentence)
