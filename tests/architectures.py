@@ -29,10 +29,8 @@ def transformers_outcomes() -> Iterator[tuple[str, Outcome]]:
 
     transformers.logging.set_verbosity_error()
     for name, config in transformers.CONFIG_MAPPING.items():
-        if config in MODEL_MAPPING:
-            found = MODEL_MAPPING[config]
-            model = found[0] if isinstance(found, tuple | list) else found
-            yield name, outcome(partial(_build, model, config), _transformers_blocks)
+        if config in list(MODEL_MAPPING.keys()):
+            yield name, outcome(partial(_build, MODEL_MAPPING, config), _transformers_blocks)
 
 
 def timm_outcomes() -> Iterator[tuple[str, Outcome]]:
@@ -72,7 +70,9 @@ def limited(seconds: int) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def _build(model: Any, config: Any) -> Any:
+def _build(models: Any, config: Any) -> Any:
+    found = models[config]
+    model = found[0] if isinstance(found, tuple | list) else found
     return model(config())
 
 
