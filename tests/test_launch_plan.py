@@ -206,7 +206,8 @@ def test_a_models_memory_and_disk_follow_from_its_yaml() -> None:
     assert cost.operations == pytest.approx(1000 * 2 * 6.716e9)
     assert cost.gpu_gb == 40  # 27 GB of weights, and the least that its yaml has a batch size for
     assert costs.model_gpu_gb(composed("model=pythia_70m")) < 10
-    in_stream = costs.streamed_cost(composed("model=gpt2", "train=none", "store=false"), 11, 4)
+    gpt2 = composed("model=gpt2", "train=none", "store=false")
+    in_stream = costs.streamed_cost(gpt2, 11, [gpt2] * 4)
     assert in_stream.disk == 0
     assert in_stream.operations > 2 * 20_000 * 2 * 124e6
 

@@ -70,3 +70,18 @@ def test_geometric_median_survives_a_token_at_the_starting_point_and_ignores_an_
     x = torch.tensor([[0.0, 0], [0, 1], [0, -1], [1, 0], [-1, 0], [1e6, 0]])
     median = geometric_median(lambda: iter([x]), torch.zeros(2))
     assert median.norm() < 0.5
+
+
+def test_effective_rank_decomposes_a_covariance_once_until_it_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    decompose = torch.linalg.eigvalsh
+    monkeypatch.setattr(torch.linalg, "eigvalsh", lambda matrix: calls.append(1) or decompose(matrix))
+    covariance = torch.eye(8, dtype=torch.float64)
+    assert effective_rank(covariance) == effective_rank(covariance) == pytest.approx(8)
+    assert len(calls) == 1
+    covariance[4:] = 0
+    assert effective_rank(covariance) == pytest.approx(4)
+    assert effective_rank(covariance.clone()) == pytest.approx(4)
+    assert len(calls) == 3
+    with torch.inference_mode():
+        assert effective_rank(torch.eye(8)) == pytest.approx(8)

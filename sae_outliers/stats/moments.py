@@ -1,10 +1,11 @@
 """Severity of a layer's activation outliers: γ, effective rank, outlier dimensions (arXiv 2605.31518)."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, MutableMapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 Chunks = Callable[[], Iterator[Tensor]]  # a fresh pass over the tokens, in chunks [tokens, d_model]
 
@@ -81,7 +82,23 @@ def moments(chunks: Iterable[Tensor], covariance: bool = False) -> Moments:
 
 
 def effective_rank(covariance: Tensor) -> float:
-    """Return exp(entropy(λ / Σλ)) over the eigenvalues λ of a covariance [d_model, d_model] or a multiple."""
+    """Return exp(entropy(λ / Σλ)) over the eigenvalues λ of a covariance [d_model, d_model] or a multiple.
+
+    A tensor that was asked for before, and is unchanged, is not decomposed again: variants of a run share theirs.
+    """
+    if covariance.is_inference():  # which does not say whether it is unchanged
+        return _effective_rank(covariance)
+    version, rank = _RANKS.get(covariance, (None, 0.0))
+    if version != covariance._version:
+        version, rank = covariance._version, _effective_rank(covariance)
+        _RANKS[covariance] = version, rank
+    return rank
+
+
+_RANKS: MutableMapping[Tensor, tuple[int | None, float]] = WeakTensorKeyDictionary()
+
+
+def _effective_rank(covariance: Tensor) -> float:
     eigenvalues = torch.linalg.eigvalsh(covariance.double()).clamp(min=0)
     p = eigenvalues / eigenvalues.sum()
     return torch.special.entr(p).sum().exp().item()

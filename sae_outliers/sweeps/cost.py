@@ -4,10 +4,16 @@ Work is counted in float32 operations and bytes, which a site's profile turns in
 its training step costs.
 """
 
+from collections.abc import Sequence
+from dataclasses import replace
+
+from sae_outliers.activations.store import BLOCK_BATCHES
 from sae_outliers.config import RunConfig
 from sae_outliers.runs.activations import tokens_wanted
 from sae_outliers.sae.base import SAES, sae_type
+from sae_outliers.sae.kernels import CHUNK_SIZE, MIN_ROWS
 from sae_outliers.sweeps.task import Cost
+from sae_outliers.training.revival import revival_type
 
 # Cost relative to the encoder matmul, 2 × d_model × n_features operations per token, as a type's step_cost
 INITIAL_COST = 1.2  # fates at initialisation
@@ -15,6 +21,12 @@ EVALUATION_COST = 1.5  # a point of the death curves: fates, codes and the recon
 DEFAULT_D_MODEL = 1024  # of a model whose config does not say it
 CONTEXT_GB = 2.0  # of a GPU: CUDA and the library's buffers
 HOST_GB = 6.0  # Python with its libraries and a shard or block of activations
+# bytes in d_model²: a layer's scatter, float64, and what adding a chunk to it takes
+COVARIANCE, COVARIANCE_UPDATE = 8, 32
+LINEAR_CENTERINGS = ("whiten", "layernorm_center")
+# bytes of a training step beside dense tensors: for each chosen entry (its value, index and place in the order of
+# features), and for each token and dimension (inputs, residuals, AuxK's reconstruction)
+ENTRY_BYTES, TOKEN_BYTES = 80, 100
 DEFAULT_GPU_GB = 8.0  # beside the weights: activations of a forward pass
 
 
@@ -62,30 +74,64 @@ def run_cost(cfg: RunConfig) -> Cost:
         product * (cfg.n_eval * (INITIAL_COST + EVALUATION_COST * points) + step * trained)
         + cfg.n_eval * 2 * d_model**2
     )
-    weights = 8 * d_model * cfg.sae.n_features
-    chunk = 4 * 4096 * cfg.sae.n_features
     return Cost(
         operations,
         read=4 * d_model * (cfg.n_eval * (3 + points) + trained),
-        disk=weights if steps else 0,
-        gpu_gb=CONTEXT_GB + (4 * weights + 4 * chunk + 32 * d_model**2) / 1e9,
-        host_gb=HOST_GB + (weights + 64 * cfg.train.batch_size * 4 * d_model) / 1e9,
+        disk=weights_bytes(cfg) if steps else 0,
+        gpu_gb=CONTEXT_GB + (held_bytes(cfg) + working_bytes(cfg)) / 1e9,
+        host_gb=HOST_GB + (weights_bytes(cfg) + blocks_bytes(cfg)) / 1e9,
     )
 
 
-def streamed_cost(cfg: RunConfig, layers: int, variants: int) -> Cost:
+def joint_cost(variants: Sequence[RunConfig]) -> Cost:
+    """Return the cost of a stored layer under all variants, whose SAEs are in memory together and take turns."""
+    one_by_one = sum(map(run_cost, variants), Cost())
+    held, working = sum(map(held_bytes, variants)), max(map(working_bytes, variants))
+    weights, blocks = sum(map(weights_bytes, variants)), max(map(blocks_bytes, variants))
+    return replace(one_by_one, gpu_gb=CONTEXT_GB + (held + working) / 1e9, host_gb=HOST_GB + (weights + blocks) / 1e9)
+
+
+def streamed_cost(cfg: RunConfig, layers: int, variants: Sequence[RunConfig]) -> Cost:
     """Return the cost of all layers under all variants from two passes of the network, without a store."""
-    product = 2 * width(cfg) * cfg.sae.n_features
-    counted = Cost(layers * variants * cfg.n_eval * INITIAL_COST * product + layers * cfg.n_eval * 2 * width(cfg) ** 2)
-    held = Cost(host_gb=layers * 16e-9 * width(cfg) ** 2, gpu_gb=layers * 16e-9 * width(cfg) ** 2)
-    network = network_cost(cfg, 2 * cfg.n_eval)
-    one = run_cost(cfg)
+    counted = sum(cfg.n_eval * layers * INITIAL_COST * 2 * width(cfg) * one.sae.n_features for one in variants)
+    network, one = network_cost(cfg, 2 * cfg.n_eval), joint_cost(variants[:1])
+    held = layers * (COVARIANCE + sum(map(mapped_matrices, variants))) * width(cfg) ** 2 / 1e9
     return Cost(
-        network.operations + counted.operations,
+        network.operations + counted + layers * cfg.n_eval * 2 * width(cfg) ** 2,
         network.read,
-        gpu_gb=network.gpu_gb + held.gpu_gb + one.gpu_gb,
-        host_gb=network.host_gb + held.host_gb,
+        gpu_gb=network.gpu_gb + held + one.gpu_gb,
+        host_gb=network.host_gb + held,
     )
+
+
+def weights_bytes(cfg: RunConfig) -> float:
+    """Return the bytes of both weight matrices."""
+    return 8 * width(cfg) * cfg.sae.n_features
+
+
+def held_bytes(cfg: RunConfig) -> float:
+    """Return what a run holds on the device from its set-up to its end: weights, gradients, moments, its centering."""
+    return 4 * weights_bytes(cfg) + mapped_matrices(cfg) * width(cfg) ** 2
+
+
+def working_bytes(cfg: RunConfig) -> float:
+    """Return what is on the device for a while: the covariance, then steps and points of the curves."""
+    n, batch = cfg.sae.n_features, cfg.train.batch_size
+    chunk = 4 * max(MIN_ROWS * n, CHUNK_SIZE["cuda"])
+    dense = sae_type(cfg.sae).step_tensors + revival_type(cfg.revival).step_tensors
+    step = max(4 * dense * batch * n, 1.5 * chunk) + batch * (ENTRY_BYTES * cfg.sae.k + TOKEN_BYTES * width(cfg))
+    point = (1.5 + min(4, sae_type(cfg.sae).step_tensors)) * chunk
+    return (COVARIANCE + COVARIANCE_UPDATE) * width(cfg) ** 2 + max(point, step if cfg.train.steps else 0)
+
+
+def blocks_bytes(cfg: RunConfig) -> float:
+    """Return the bytes of the training tokens in memory: a block, and one that is read ahead."""
+    return 2 * BLOCK_BATCHES * cfg.train.batch_size * 4 * width(cfg) if cfg.train.steps else 0
+
+
+def mapped_matrices(cfg: RunConfig) -> int:
+    """Return the bytes that a centering with a linear map holds, in d_model²: map, inverse, and the mapped scatter."""
+    return 16 if cfg.centering.name in LINEAR_CENTERINGS else 0
 
 
 def width(cfg: RunConfig) -> int:

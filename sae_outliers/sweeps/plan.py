@@ -11,8 +11,8 @@ from sae_outliers.runs.activations import is_stored, tokens_wanted
 from sae_outliers.runs.identity import run_directories, store_directory
 from sae_outliers.runs.layer_spec import layers_of
 from sae_outliers.runs.validation import validate
-from sae_outliers.sweeps.cost import extraction_cost, run_cost, streamed_cost
-from sae_outliers.sweeps.task import Cost, Task
+from sae_outliers.sweeps.cost import extraction_cost, joint_cost, streamed_cost
+from sae_outliers.sweeps.task import Task
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def _jobs(combination: Sequence[str], cfg: RunConfig, variants: Sequence[RunConf
     overrides = [override for override in combination if not _is_sweep_only(override)]
     layers, store = layers_of(cfg.model, cfg.layer), store_directory(cfg)
     folders = [dict(zip(layers, run_directories(variant, layers), strict=True)) for variant in variants]
-    cost = sum(map(run_cost, variants), Cost()) if cfg.store else streamed_cost(cfg, len(layers), len(variants))
+    cost = joint_cost(variants) if cfg.store else streamed_cost(cfg, len(layers), variants)
     for together in [[layer] for layer in layers] if cfg.store else [layers]:
         results = tuple(of_variant[layer] for layer in together for of_variant in folders)
         told = (*overrides, _layer_override(together))

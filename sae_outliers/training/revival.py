@@ -20,7 +20,13 @@ from sae_outliers.utils.registry import Registry
 
 
 class Revival:
-    """The base class, and `revival=none`: dead features are left to themselves."""
+    """The base class, and `revival=none`: dead features are left to themselves.
+
+    Attributes:
+        step_tensors: float32 tensors of [tokens, dead features] that the loss adds to a step's memory at its peak.
+    """
+
+    step_tensors = 0.0
 
     def check(self, sae: SparseAutoencoder) -> None:
         """Raises ValueError where the revival is not defined for this SAE."""
@@ -94,6 +100,8 @@ class GhostGrads(Revival):
     norm d_model) their own units overflow.
     """
 
+    step_tensors = 3.2
+
     def loss(self, sae: SparseAutoencoder, x: Tensor, output: StepOutput, dead: Tensor) -> Tensor | float:
         if len(dead) == 0:
             return 0.0
@@ -113,6 +121,8 @@ class PreactLoss(Revival):
 
     The sum goes over dead features only, as in SAELens; in the original over all of them.
     """
+
+    step_tensors = 1.0
 
     def __init__(self, coefficient: float = 3e-6) -> None:
         check_number("revival.coefficient", coefficient, at_least=0)

@@ -18,7 +18,7 @@ EMA_DECAY = 0.99  # of the threshold's running mean, per step
 class BatchTopK(SparseAutoencoder):
     """Until the first training step there is no threshold (-1), and each token's k largest are its features."""
 
-    step_cost = SPARSE_STEP_COST
+    step_cost, step_tensors = SPARSE_STEP_COST, 0
     threshold: Tensor
 
     def __init__(self, d_model: int, n_features: int, k: int, scale: float = 1.0, seed: int = 0) -> None:

@@ -12,7 +12,7 @@ from sae_outliers.sae.kernels import choose_group_max
 class GroupMax(SparseAutoencoder):
     """Raises ValueError unless k divides n_features."""
 
-    step_cost = SPARSE_STEP_COST
+    step_cost, step_tensors = SPARSE_STEP_COST, 0
 
     def __init__(self, d_model: int, n_features: int, k: int, scale: float = 1.0, seed: int = 0) -> None:
         super().__init__(d_model, n_features, k, scale, seed)

@@ -61,6 +61,8 @@ class JumpReLU(SparseAutoencoder):
         threshold: [n_features], in those units; it starts where about k features of a token are active.
     """
 
+    step_tensors = 4.5
+
     def __init__(
         self,
         d_model: int,

@@ -16,6 +16,8 @@ class ReLU(SparseAutoencoder):
     April 2024.
     """
 
+    step_tensors = 3.3
+
     def __init__(
         self,
         d_model: int,

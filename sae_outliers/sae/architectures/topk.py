@@ -30,7 +30,7 @@ class TopK(SparseAutoencoder):
         ValueError: an unknown precision.
     """
 
-    step_cost = SPARSE_STEP_COST
+    step_cost, step_tensors = SPARSE_STEP_COST, 0
 
     def __init__(
         self,
