@@ -29,9 +29,10 @@ CHATS = ("messages", "conversation", "conversations")  # columns read where ther
 class TextFiles:
     """A source of documents from text files, shuffled.
 
-    A row of a jsonl, csv or parquet file is a document: a text, or a chat, with a paragraph `role: content` a turn. The lines of a plain text are joined into passages that end at a
-    blank line, because single lines or paragraphs would not fill a model's context. A passage is at most twice
-    `passage` long even without a blank line, so that no file has to fit into memory.
+    A row of a jsonl, csv or parquet file is a document: a text, or a chat, with a paragraph `role: content` a turn. The
+    lines of a plain text are joined into passages that end at a blank line, because single lines or paragraphs would
+    not fill a model's context. A passage is at most twice `passage` long even without a blank line, so that no file has
+    to fit into memory.
 
     Attributes:
         files: a file, a folder, a glob pattern, or a list of these.
