@@ -3,6 +3,7 @@
 import logging
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -47,3 +48,19 @@ def test_a_folder_without_a_readable_image_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_text("no image")
     with pytest.raises(ValueError, match=r"no image below .* can be read"):
         ImageFolder(str(tmp_path))(0)
+
+
+@pytest.mark.parametrize("bits", [8, 12, 16])
+def test_sixteen_bit_images_keep_their_greys(bits: int, tmp_path: Path) -> None:
+    grey = np.linspace(0, 2**bits - 1, 64).round().astype(np.uint16).reshape(8, 8)
+    for suffix in ("png", "tif"):
+        Image.fromarray(grey).save(tmp_path / f"a.{suffix}")
+    for image in ImageFolder(str(tmp_path))(0):
+        assert np.abs(np.asarray(image)[..., 0] - grey / (2**bits - 1) * 255).max() <= 0.5 + 1e-9
+
+
+def test_the_first_frame_of_a_gif_and_a_bitmap_are_read(tmp_path: Path) -> None:
+    red, blue = (Image.new("RGB", (9, 7), colour) for colour in ("red", "blue"))
+    red.save(tmp_path / "a.gif", save_all=True, append_images=[blue])
+    red.save(tmp_path / "a.BMP")
+    assert [image.getpixel((0, 0)) for image in ImageFolder(str(tmp_path))(0)] == [(255, 0, 0)] * 2

@@ -81,7 +81,7 @@ def test_files_are_opened_one_by_one(tmp_path: Path) -> None:
     write(last, "{broken")
     stream = TextFiles(str(tmp_path), buffer=5)(0)
     assert len(list(islice(stream, 3 * len(TEXTS) - 5))) == 115
-    with pytest.raises(ValueError, match=rf"{last.name} cannot be read as json"):
+    with pytest.raises(ValueError, match=rf"{last.name} cannot be read \("):
         list(stream)
 
 
@@ -90,13 +90,13 @@ def test_what_is_wrong_with_a_file_is_said(tmp_path: Path) -> None:
         write(tmp_path / "a.jsonl", jsonl(TEXTS, "body")): r"a\.jsonl has no column text: it has body, id",
         write(tmp_path / "empty.txt", ""): r"there is no text in .*empty\.txt",
         write(tmp_path / "blank.txt", "\n \n"): r"there is no text in .*blank\.txt",
-        write(tmp_path / "a.csv", "x"): r"a\.csv is not a supported text file: use \.txt",
-        write(tmp_path / "broken.parquet", "PAR1"): r"broken\.parquet cannot be read as parquet",
+        write(tmp_path / "a.doc", "x"): r"a\.doc is not a supported text file: use \.txt",
+        write(tmp_path / "broken.parquet", "PAR1"): r"broken\.parquet cannot be read \(",
     }
     (tmp_path / "latin.txt").write_bytes("Übergröße".encode("latin-1"))
     (tmp_path / "short.txt.gz").write_bytes(gzip.compress(b"words " * 999)[:-20])
     cases |= {
-        str(tmp_path / "latin.txt"): r"latin\.txt cannot be read",
+        str(tmp_path / "latin.txt"): r"latin\.txt cannot be read .* say \+data\.source\.encoding=latin-1 or utf-16",
         str(tmp_path / "short.txt.gz"): "cannot be read",
     }
     for file, message in cases.items():
@@ -104,3 +104,41 @@ def test_what_is_wrong_with_a_file_is_said(tmp_path: Path) -> None:
             list(TextFiles(file)(0))
     with pytest.raises(FileNotFoundError, match=r"no file .*none\.txt"):
         TextFiles(str(tmp_path / "none.txt"))(0)
+
+
+CHAT = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi"}]
+
+
+@pytest.mark.parametrize(("rows", "message"), [
+    ({"text": [[1, 2, 3]]}, r"row 1, column text, holds token ids: .* decode them"),
+    ({"text": ["a", None], "id": [3, 4]}, None),
+    ({"text": [3.5]}, r"row 1, column text, holds float, not text: name a column of text by \+data\.source\.column="),
+    ({"text": [{"body": "x"}]}, r"row 1, column text, holds a struct"),
+    ({"text": [b"x"]}, r"row 1, column text, holds bytes"),
+    ({"messages": [[{"who": "a"}]]}, r"lack a role or content: they have who"),
+])  # fmt: skip
+def test_columns_that_are_no_text_are_named_with_their_row_and_type(
+    rows: dict[str, list], message: str | None, tmp_path: Path
+) -> None:
+    pq.write_table(pa.table(rows), tmp_path / "a.parquet")
+    source = TextFiles(str(tmp_path / "a.parquet"))
+    if message is None:
+        assert list(source(0)) == ["a"]
+        return
+    with pytest.raises(ValueError, match=r"a\.parquet, " + message if "row" in message else message):
+        list(source(0))
+
+
+def test_chats_are_read_turn_by_turn(tmp_path: Path) -> None:
+    write(tmp_path / "a.jsonl", json.dumps({"messages": CHAT}) + "\n")
+    assert list(TextFiles(str(tmp_path))(0)) == ["user: Hello\n\nassistant: Hi"]
+
+
+def test_tables_and_encodings_are_read_as_they_are_named(tmp_path: Path) -> None:
+    write(tmp_path / "a.csv", 'text,id\n"one, two",1\nthree,2\n')
+    write(tmp_path / "b.tsv", "body\tid\nfour\t1\n")
+    assert sorted(TextFiles(str(tmp_path / "a.csv"))(0)) == ["one, two", "three"]
+    assert list(TextFiles(str(tmp_path / "b.tsv"), column="body")(0)) == ["four"]
+    for encoding in ("latin-1", "utf-16"):
+        (tmp_path / "c.txt").write_bytes("Übergröße".encode(encoding))
+        assert list(TextFiles(str(tmp_path / "c.txt"), encoding=encoding)(0)) == ["Übergröße"]

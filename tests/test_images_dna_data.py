@@ -9,6 +9,8 @@ import pytest
 from PIL import Image
 
 from sae_outliers.data import dna, images
+from sae_outliers.data.genome import Genome
+from sae_outliers.utils.instantiate import instantiate
 from tests.conftest import composed
 
 needs_photographs = pytest.mark.skipif(
@@ -139,3 +141,14 @@ def test_models_compose_with_the_data_of_their_domain(model: str, domain: str, l
     config = composed(f"model=offline/{model}")
     assert (config.model.name, config.model.domain, config.model.last_layer) == (model, domain, last_layer)
     assert config.data.name == data
+
+
+def test_a_genome_takes_the_piece_and_overlap_of_a_models_config(tmp_path: Path) -> None:
+    """The middles of the windows are the whole sequence but its margins, each base once, as for SpliceAI."""
+    sequence = "".join(np.random.default_rng(0).choice(list("ACGT"), 997))
+    lines = "\n".join(sequence[i : i + 60] for i in range(0, 997, 60))
+    (tmp_path / "g.fa").write_text(f">chr\n{lines}\n")
+    windows = set(Genome(files=str(tmp_path / "g.fa"), window=8192, shortest=1, piece=100, overlap=40)(0))
+    assert windows == {sequence[start : start + 100] for start in range(0, 997 - 40, 60)}
+    source = composed("model=offline/spliceai", "data=genome", f"data.source.files={tmp_path}/g.fa").data.source
+    assert instantiate(source).piece == 15000

@@ -1,12 +1,10 @@
-"""Activations stored by other programs, as documents: npy, npz, safetensors and parquet files.
-
-An array is [tokens, d_model], or [n, tokens, d_model] with n documents. Files are memory-mapped or read in pieces, so
-that arrays may be larger than memory; only an array in an npz file must fit into it. Nothing is unpickled.
-"""
+"""Activations stored by other programs, as documents (array_files.py says of which files)."""
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +12,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sae_outliers.data.array_files import READERS, Piece, Selection, pieces_of, supported, unsupported_message
+from sae_outliers.data.array_files import ROWS_PER_DOCUMENT as ROWS_PER_DOCUMENT
+from sae_outliers.data.layered import LAYER, layer_paths, refuse_pooled_layers
+from sae_outliers.data.reading import Tolerance
+
 log = logging.getLogger(__name__)
 
-ROWS_PER_DOCUMENT = 1024  # where a file has no documents, only [tokens, d_model]
 SIGNIFICAND_BITS = {torch.float16: 11, torch.bfloat16: 8}
+MAX_ZERO_ROWS = 0.01  # rows that are all zero are padding above this fraction, unless it is said that they are not
 
-Piece = Callable[[np.random.Generator], Iterator[Tensor]]  # reads adjacent documents, possibly in random order
+Document = dict[int, Tensor]  # [tokens, d_model] of each layer, by its number
+Source = tuple[Path, Piece]
 
 
 @dataclass(frozen=True)
@@ -27,44 +31,121 @@ class StoredArrays:
     """A source of documents [tokens, d_model], float32, in an order determined by the seed.
 
     Attributes:
-        path: a file, or a folder with files at any depth.
-        key: the name of the array in npz and safetensors files, or of the list column in parquet files; None if there
-            is only one.
+        path: a file, or a folder with files at any depth; with `{layer}` for the number of a layer, a document has the
+            tokens of each layer.
+        key: the name of the array in a file with several, or of the list column of a table; a glob pattern or a list of
+            names makes each array a document, and each column of a table a dimension. None if there is only one.
         pattern: glob pattern for the names of files in a folder.
+        mask: the name of an array or column that is true at tokens, or an npy file with it; None: an array `mask` or
+            `attention_mask` beside the others, if there is one; `none`: no mask.
+        zeros: what rows are that are all zero: `keep` for tokens, `drop` for padding; None: many are refused.
+        on_error: what to do with a file that cannot be read: `skip` or, as with None, `refuse`.
+        shape: of a file without a header; the first may be -1.
+        dtype: of a file without a header.
     """
 
     path: str | None
-    key: str | None = None
+    key: str | Sequence[str] | None = None
     pattern: str = "*"
+    mask: str | None = None
+    zeros: str | None = None
+    on_error: str | None = None
+    shape: Sequence[int] | None = None
+    dtype: str | None = None
 
-    def __call__(self, seed: int) -> Iterator[Tensor]:
+    def __call__(self, seed: int) -> Iterator[Any]:
         """Return an iterator over the documents. The pieces of all files are shuffled together, where a piece is an npz
-        file, a row group of a parquet file, or a document of another file.
+        or arrow file, a row group of a parquet file, or a document of another file.
 
         Raises:
             FileNotFoundError: there is no such file.
             ValueError: an array is missing, or has an unsupported shape or type, non-finite values, or another width
-                than the first.
+                than the first; a file cannot be read; layers differ in their documents.
         """
-        files = self.files()
-        rng = np.random.default_rng(seed)
-        pieces = [(file, piece) for file in files for piece in READERS[file.suffix](file, self.key)]
-        documents = ((pieces[i][0], d) for i in rng.permutation(len(pieces)) for d in pieces[i][1](rng))
-        return _checked(documents)
+        if self.zeros not in (None, "keep", "drop"):
+            raise ValueError(f"+data.source.zeros={self.zeros} does not exist: use keep or drop")
+        tolerance = Tolerance(self.on_error)
+        layered = self.path is not None and LAYER in self.path
+        layers = self._layers(tolerance) if layered else {0: self._sources(self.files(), tolerance)}
+        documents = _checked(_unpadded(_shuffled(layers, np.random.default_rng(seed), tolerance), self.zeros))
+        return documents if layered else (document[0] for document in documents)
 
     def files(self) -> list[Path]:
         """Return the files to read. Raise FileNotFoundError or ValueError as `__call__` does."""
         if self.path is None:
             raise ValueError("no stored activations are named: add path=<file or folder>")
         path = Path(self.path).expanduser()
-        if path.is_file() and path.suffix not in READERS:
-            raise ValueError(f"{path} is not a supported file: use {', '.join(READERS)}")
-        found = [path] if path.is_file() else sorted(f for f in path.rglob(self.pattern) if f.suffix in READERS)
+        found = self._files_at(path)
+        if path.is_dir():
+            refuse_pooled_layers(path, found)
+        return found
+
+    def _files_at(self, path: Path) -> list[Path]:
+        if path.is_file() and not supported(path):
+            raise ValueError(unsupported_message(path))
+        found = [path] if path.is_file() else sorted(f for f in path.rglob(self.pattern) if supported(f))
+        if not found and path.is_dir() and (other := next((f for f in path.rglob("*") if f.is_file()), None)):
+            raise FileNotFoundError(f"{path} has no {self.pattern} file that is read: {unsupported_message(other)}")
         if not found:
             raise FileNotFoundError(
                 f"{path} is neither a file nor a folder with {self.pattern} files ({', '.join(READERS)})"
             )
         return found
+
+    def _sources(self, files: Sequence[Path], tolerance: Tolerance) -> list[Source]:
+        if self.mask and self.mask.endswith(".npy") and len(files) > 1:
+            raise ValueError(f"+data.source.mask={self.mask} masks one file, but there are {len(files)}")
+        selection = Selection(self.key, self.mask, self.shape, self.dtype)
+        return [
+            (file, piece)
+            for file in files
+            for piece in tolerance.attempt(lambda file=file: iter(pieces_of(file, selection)))  # type: ignore[misc]
+        ]
+
+    def _layers(self, tolerance: Tolerance) -> dict[int, list[Source]]:
+        places = layer_paths(str(self.path))
+        layers = {number: self._sources(self._files_at(place), tolerance) for number, place in places.items()}
+        _require_equal({number: f"{len(sources)} pieces" for number, sources in layers.items()}, str(self.path))
+        return layers
+
+
+def _shuffled(
+    layers: Mapping[int, Sequence[Source]], rng: np.random.Generator, tolerance: Tolerance
+) -> Iterator[tuple[Path, Document]]:
+    """Yield each document with a file that it is from, in one random order for all layers."""
+    first = next(iter(layers.values()))
+    if not first:
+        raise ValueError(f"none of the files could be read: {tolerance.skipped} were skipped")
+    for i in rng.permutation(len(first)):
+        # layers whose pieces draw from one generator would not stay side by side
+        same = int(rng.integers(2**63)) if len(layers) > 1 else None
+        rngs = [rng if same is None else np.random.default_rng(same) for _ in layers]
+        pieces = [sources[i][1] for sources in layers.values()]
+        file = first[i][0]
+        for document in tolerance.attempt(partial(_side_by_side, list(layers), pieces, rngs, file)):
+            yield file, document
+
+
+def _side_by_side(
+    numbers: Sequence[int], pieces: Sequence[Piece], rngs: Sequence[np.random.Generator], file: Path
+) -> Iterator[Document]:
+    readers = [piece(rng) for piece, rng in zip(pieces, rngs, strict=True)]
+    for tokens in zip_longest(*readers):
+        if any(rows is None for rows in tokens):
+            raise ValueError(f"{file} has another number of documents than the same file of another layer")
+        document = dict(zip(numbers, tokens, strict=True))
+        _require_equal({number: f"{len(rows)} tokens" for number, rows in document.items()}, str(file))
+        yield document
+
+
+def _require_equal(counts: Mapping[int, str], where: str) -> None:
+    first, *others = counts.items()
+    for other in others:
+        if other[1] != first[1]:
+            raise ValueError(
+                f"{where}: layer {first[0]} has {first[1]} where layer {other[0]} has {other[1]}, but all layers have "
+                "to hold the same documents"
+            )
 
 
 class AlphaFold3Outputs(StoredArrays):
@@ -74,159 +155,63 @@ class AlphaFold3Outputs(StoredArrays):
     `embeddings.npz` in its first releases, with `single_embeddings` [tokens, 384] and `pair_embeddings`.
     """
 
-    def __init__(self, path: str | None) -> None:
-        super().__init__(path, key="single_embeddings", pattern="*embeddings.npz")
+    def __init__(self, path: str | None, on_error: str | None = None) -> None:
+        super().__init__(path, key="single_embeddings", pattern="*embeddings.npz", on_error=on_error)
 
     def files(self) -> list[Path]:
         """Return the files to read; an error adds how to make AlphaFold 3 write them."""
         try:
-            return super().files()
+            if self.path is None:
+                return super().files()
+            return self._files_at(Path(self.path).expanduser())
         except (ValueError, FileNotFoundError) as error:
             raise type(error)(f"{error}; AlphaFold 3 writes them when run with --save_embeddings=true") from error
 
 
-def _checked(documents: Iterator[tuple[Path, Tensor]]) -> Iterator[Tensor]:
+def _unpadded(documents: Iterator[tuple[Path, Document]], zeros: str | None) -> Iterator[tuple[Path, Document]]:
+    """Yield the documents, those of `zeros=drop` without rows that are zero in every layer.
+
+    Raise ValueError if such rows are many and nothing is said about them.
+    """
+    seen = empty = 0
+    for file, document in documents:
+        is_empty = torch.stack([(rows.float() == 0).all(1) for rows in document.values()]).all(0)
+        if zeros == "drop":
+            document = {number: rows[~is_empty] for number, rows in document.items()}
+        seen, empty = seen + len(is_empty), empty + int(is_empty.sum())
+        if zeros is None and empty > MAX_ZERO_ROWS * seen:
+            raise ValueError(
+                f"{empty} of the first {seen} rows are all zero, up to one in {file}: name what says which rows are "
+                "tokens by +data.source.mask=, or, without such a mask, add +data.source.zeros=drop if they are padding"
+                " or +data.source.zeros=keep if they are tokens"
+            )
+        if len(next(iter(document.values()))):  # nothing is left of a document that is padding throughout
+            yield file, document
+
+
+def _checked(documents: Iterator[tuple[Path, Document]]) -> Iterator[Document]:
     """Yield the documents in float32, with one warning if any has 16 bits. Raise ValueError as `StoredArrays` does."""
-    first: tuple[Path, int] | None = None
+    firsts: dict[int, tuple[Path, int]] = {}
     warned = False
     for file, document in documents:
-        first = first or (file, document.shape[1])
-        if document.shape[1] != first[1]:
-            raise ValueError(f"{file} has tokens of width {document.shape[1]}, but {first[0]} of {first[1]}")
-        if (bits := SIGNIFICAND_BITS.get(document.dtype)) and not warned:
-            warned = True
-            log.warning(
-                "%s has %d significant bits per value: where |μ|/σ of a dimension exceeds about %d, its variation was "
-                "lost in rounding, and γ and the dead features may differ from the network's",
-                file, bits, 2**bits,
-            )  # fmt: skip
-        document = document.float()
-        if not document.isfinite().all():
-            row, column = (~document.isfinite()).nonzero()[0].tolist()
-            raise ValueError(
-                f"{file} contains {document[row, column]}, in row {row} of {len(document)} of a document, "
-                f"column {column}"
-            )
-        yield document
+        for number, rows in document.items():
+            first = firsts.setdefault(number, (file, rows.shape[1]))
+            if rows.shape[1] != first[1]:
+                raise ValueError(f"{file} has tokens of width {rows.shape[1]}, but {first[0]} of {first[1]}")
+            if (bits := SIGNIFICAND_BITS.get(rows.dtype)) and not warned:
+                warned = True
+                log.warning(
+                    "%s has %d significant bits per value: where |μ|/σ of a dimension exceeds about %d, its variation "
+                    "was lost in rounding, and γ and the dead features may differ from the network's",
+                    file, bits, 2**bits,
+                )  # fmt: skip
+            _require_finite(rows.float(), file)
+        yield {number: rows.float() for number, rows in document.items()}
 
 
-def _npy(file: Path, _key: str | None) -> list[Piece]:
-    array = np.load(file, mmap_mode="r", allow_pickle=False)
-    return [_piece(array, part, str(file)) for part in _parts(array.shape, str(file))]
-
-
-def _piece(array: np.ndarray, part: Any, where: str) -> Piece:
-    # not inside the loop of the caller, where every lambda would see the last `part`
-    return lambda _rng: iter([_tensor(array[part], where)])
-
-
-def _npz(file: Path, key: str | None) -> list[Piece]:
-    def read(rng: np.random.Generator) -> Iterator[Tensor]:
-        with np.load(file, allow_pickle=False) as archive:
-            name = _select_array(archive.files, key, file)
-            array = archive[name]
-        where = f"{file}, {name},"
-        parts = _parts(array.shape, where)
-        return (_tensor(array[parts[i]], where) for i in rng.permutation(len(parts)))
-
-    return [read]
-
-
-def _safetensors(file: Path, key: str | None) -> list[Piece]:
-    from safetensors import safe_open
-
-    with safe_open(file, framework="pt") as tensors:
-        name = _select_array(list(tensors.keys()), key, file)
-        shape = tensors.get_slice(name).get_shape()
-    where = f"{file}, {name},"
-
-    def piece(part: Any) -> Piece:
-        def read(_rng: np.random.Generator) -> Iterator[Tensor]:
-            with safe_open(file, framework="pt") as tensors:
-                yield _floating(tensors.get_slice(name)[part], where)
-
-        return read
-
-    return [piece(part) for part in _parts(shape, where)]
-
-
-def _parquet(file: Path, key: str | None) -> list[Piece]:
-    import pyarrow.parquet as parquet
-
-    def piece(group: int) -> Piece:
-        def read(_rng: np.random.Generator) -> Iterator[Tensor]:
-            with parquet.ParquetFile(file, memory_map=True) as table:
-                columns = [key] if key else None
-                for batch in table.iter_batches(ROWS_PER_DOCUMENT, row_groups=[group], columns=columns):
-                    yield _tensor(_rows(batch, file), str(file))
-
-        return read
-
-    with parquet.ParquetFile(file) as table:
-        if key and key not in table.schema_arrow.names:
-            raise ValueError(f"{file} has no column {key!r}; it has {', '.join(table.schema_arrow.names)}")
-        return [piece(group) for group in range(table.num_row_groups)]
-
-
-def _rows(batch: Any, file: Path) -> np.ndarray:
-    """Return [rows, d_model] of an arrow batch: its only column of lists, or all columns, each a dimension."""
-    import pyarrow as arrow
-    import pyarrow.compute as compute
-
-    lists = [column for column in batch.columns if hasattr(column.type, "value_field")]
-    if len(lists) > 1:
-        raise ValueError(f"{file} has {len(lists)} columns of lists: name one by data.source.key=")
-    if not lists and not all(arrow.types.is_floating(column.type) for column in batch.columns):
-        raise ValueError(f"{file} has columns that are not floating-point numbers: {', '.join(map(str, batch.schema))}")
-    if any(column.null_count for column in lists or batch.columns):
-        raise ValueError(f"{file} has rows without a value")
-    if not lists:
-        return np.stack([column.to_numpy(zero_copy_only=False) for column in batch.columns], axis=1)
-    widths = compute.unique(compute.list_value_length(lists[0])).to_pylist()
-    if len(widths) > 1:
-        raise ValueError(f"{file} has tokens of widths {min(widths)} to {max(widths)}")
-    values = lists[0].flatten()
-    if hasattr(values.type, "value_field"):
-        raise ValueError(f"{file} has lists of lists: a row has to be one token")
-    return values.to_numpy(zero_copy_only=False).reshape(len(batch), widths[0])
-
-
-READERS: dict[str, Callable[[Path, str | None], list[Piece]]] = {
-    ".npy": _npy,
-    ".npz": _npz,
-    ".safetensors": _safetensors,
-    ".parquet": _parquet,
-}
-
-
-def _parts(shape: Sequence[int], where: str) -> list[Any]:
-    """Return the index of each document in an array of that shape."""
-    if len(shape) == 3:
-        return list(range(shape[0]))
-    if len(shape) == 2:
-        starts = range(0, shape[0], ROWS_PER_DOCUMENT)
-        return [slice(start, start + ROWS_PER_DOCUMENT) for start in starts]
-    raise ValueError(f"{where} has shape {list(shape)}: use [tokens, d_model] or [n, tokens, d_model]")
-
-
-def _tensor(array: np.ndarray, where: str) -> Tensor:
-    """Return a copy, because memory-mapped files must not be written to. Raise ValueError unless it holds floats."""
-    if array.dtype.kind != "f":
-        raise ValueError(f"{where} contains {array.dtype}, not floating-point numbers")
-    return torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("=")))  # torch has no other byte order
-
-
-def _floating(tensor: Tensor, where: str) -> Tensor:
-    if not tensor.is_floating_point():
-        raise ValueError(f"{where} contains {tensor.dtype}, not floating-point numbers")
-    return tensor
-
-
-def _select_array(names: Sequence[str], key: str | None, file: Path) -> str:
-    if key is None and len(names) == 1:
-        return names[0]
-    if key is None:
-        raise ValueError(f"{file} contains {len(names)} arrays: name one by data.source.key=, of {', '.join(names)}")
-    if key not in names:
-        raise ValueError(f"{file} contains no {key!r}; it contains {', '.join(names)}")
-    return key
+def _require_finite(rows: Tensor, file: Path) -> None:
+    if not rows.isfinite().all():
+        row, column = (~rows.isfinite()).nonzero()[0].tolist()
+        raise ValueError(
+            f"{file} contains {rows[row, column]}, in row {row} of {len(rows)} of a document, column {column}"
+        )

@@ -26,6 +26,8 @@ class DnaWindows:
         shortest: windows with fewer bases are skipped.
         soft_masked: `keep` treats lower-case bases (repeats) like others; `drop` treats them as N.
         max_n: windows with a larger fraction of N are skipped.
+        piece: bases in a document instead of `window`, for a model whose config sets them.
+        overlap: bases that consecutive windows share, for a model whose tokens are only those in the middle.
         glm2: write windows in gLM2's notation, in lower case after `<+>`. It has no token for N, so every N is a gap.
     """
 
@@ -34,6 +36,8 @@ class DnaWindows:
     soft_masked: str = "keep"
     max_n: float = 0.01
     glm2: bool = False
+    piece: int | None = None
+    overlap: int = 0
 
     def cut(self, pieces: Iterable[bytes], where: str) -> Iterator[str]:
         """Yield the windows of one sequence, given in `pieces`. Raise ValueError if a letter is not a base."""
@@ -42,8 +46,9 @@ class DnaWindows:
         held = b""
         for bases in self._bases(pieces, where):
             *closed, held = gap.split(held + bases)
-            full = max(len(held) - 1, 0) // self.window * self.window  # the last N may be the first of a gap
-            for stretch in (*closed, held[:full]):
+            # the last N may be the first of a gap
+            full = max((len(held) - 1 - self.overlap) // self._step, 0) * self._step
+            for stretch in (*closed, held[: full + self.overlap] if full else b""):
                 yield from self._windows(stretch)
             held = held[full:] or b"NN"  # a gap that may continue
         yield from self._windows(held)
@@ -56,8 +61,18 @@ class DnaWindows:
     def _check(self) -> None:
         if self.soft_masked not in ("keep", "drop"):
             raise ValueError(f"soft_masked={self.soft_masked} does not exist: use keep or drop")
-        if self.window < 1:
-            raise ValueError(f"window={self.window} must be at least 1 base")
+        if self._size < 1:
+            raise ValueError(f"window={self._size} must be at least 1 base")
+        if not 0 <= self.overlap < self._size:
+            raise ValueError(f"windows of {self._size} bases cannot overlap by {self.overlap}")
+
+    @property
+    def _size(self) -> int:
+        return self.window if self.piece is None else self.piece
+
+    @property
+    def _step(self) -> int:
+        return self._size - self.overlap
 
     def _bases(self, pieces: Iterable[bytes], where: str) -> Iterator[bytes]:
         """Yield the sequence as A, C, G, T and N, several lines at a time."""
@@ -73,8 +88,8 @@ class DnaWindows:
             yield text.translate(table)
 
     def _windows(self, stretch: bytes) -> Iterator[str]:
-        for start in range(0, len(stretch), self.window):
-            window = stretch[start : start + self.window].strip(b"N")
+        for start in range(0, max(len(stretch) - self.overlap, min(len(stretch), 1)), self._step):
+            window = stretch[start : start + self._size].strip(b"N")
             if len(window) >= max(self.shortest, 1) and window.count(b"N") <= self.max_n * len(window):
                 text = window.decode("ascii")
                 yield f"<+>{text.lower()}" if self.glm2 else text

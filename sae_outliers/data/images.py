@@ -13,6 +13,7 @@ from PIL import Image
 
 from sae_outliers.data.base import require_nonempty
 from sae_outliers.data.hub import HubColumn
+from sae_outliers.data.reading import reading
 from sae_outliers.utils.package_cache import package_folder
 
 log = logging.getLogger(__name__)
@@ -25,7 +26,7 @@ SCIKIT_IMAGE = (
     "retina.jpg rocket.jpg"
 )
 SCIKIT_LEARN = "china.jpg flower.jpg"
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
+SUFFIXES = {".bmp", ".gif", ".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp"}
 
 
 def packaged_photographs() -> list[Path]:
@@ -49,7 +50,7 @@ class ImageFolder:
     """A source of the whole images below a folder, such as ImageNet with a subfolder per class.
 
     Attributes:
-        folder: the folder, in which `.jpg`, `.jpeg`, `.png` and `.webp` files are found at any depth.
+        folder: the folder, in which images (of `SUFFIXES`) are found at any depth; of several frames the first is read.
     """
 
     folder: str
@@ -91,12 +92,30 @@ def readable(files: Iterable[tuple[str, Path | BytesIO | str]]) -> Iterator[Imag
     for name, file in files:
         try:
             with Image.open(file) as image:
-                whole = image.convert("RGB")
+                whole = as_rgb(image)
         # Pillow raises SyntaxError for damaged PNG chunks
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             log.warning("%s is skipped because it cannot be read: %s", name, error)
             continue
         yield whole
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
+    """Return an image in RGB, values beyond 8 bits scaled by the least number of bits that holds all of the image.
+
+    Pillow's own conversion clips them at 255. Cameras and microscopes store 10, 12 or 14 bits in 16.
+    """
+    if not image.mode.startswith(("I", "F")):
+        return image.convert("RGB")
+    values = np.asarray(image, dtype=np.float64)
+    if not np.isfinite(values).all() or values.min() < 0:
+        raise ValueError(f"it has values from {values.min():g} to {values.max():g}: convert it to 8 bits")
+    if values.max() <= 1 and image.mode == "F":
+        scale = 1.0  # by convention, floats are fractions
+    else:
+        bits = next(bits for bits in (8, 10, 12, 14, 16, 32) if values.max() < 2**bits or bits == 32)
+        scale = 2.0**bits - 1
+    return Image.fromarray(np.round(values / scale * 255).astype(np.uint8)).convert("RGB")
 
 
 class Photographs:
@@ -118,8 +137,8 @@ class Photographs:
         rng = np.random.default_rng(seed)
         for _ in range(self.crops):
             for i in rng.permutation(len(self.files)):
-                with Image.open(self.files[i]) as image:
-                    yield random_crop(image.convert("RGB"), rng, self.smallest)
+                with reading(self.files[i]), Image.open(self.files[i]) as image:
+                    yield random_crop(as_rgb(image), rng, self.smallest)
 
 
 def random_crop(image: Image.Image, rng: np.random.Generator, smallest: float) -> Image.Image:
