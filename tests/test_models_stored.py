@@ -485,7 +485,7 @@ def test_a_dump_is_measured_from_end_to_end(command: Run, tmp_path: Path) -> Non
     record = record_of(tmp_path)
     assert record["gamma"] == pytest.approx(gamma_of(array), rel=1e-4)
     assert (record["d_model"], record["layer"], record["last_layer"]) == (24, 0, 0)
-    assert record["model"] == "acts"
+    assert record["model"] == f"{path.parent.name}--acts"
 
 
 def test_a_dump_of_layers_gives_gamma_by_depth(command: Run, tmp_path: Path) -> None:
