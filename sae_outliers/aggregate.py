@@ -3,12 +3,14 @@
     python -m sae_outliers.aggregate results_dir=results
     python -m sae_outliers.aggregate 'where="train_steps == 0 and n_eval == 20000"'
     python -m sae_outliers.aggregate 'where="`data.tokens_per_item` == 8"'
+    python -m sae_outliers.aggregate results_dir=/shared/theirs/results into=mine   # a colleague's, which are only read
     python -m sae_outliers.aggregate reference=init_stats.csv expected=paper
 
-`where` is a condition on the columns of the records, in pandas' query language; any option that determines a result
-may be named too, in backticks. `reference` is a copy of the authors' published table of 454 model-layers: the same
-figures are computed from it and shown next to ours. `reference_trained` is a copy of their table of trained SAEs,
-shown next to our recovery table.
+`where` is a condition on the columns of the records: ==, !=, <, <=, >, >=, in, and, or, not, `.isna()`; any option that
+determines a result may be named too, in backticks.
+
+`reference` is a copy of the authors' published table of 454 model-layers: the same figures are computed from it and
+shown next to ours. `reference_trained` is a copy of their table of trained SAEs, shown next to our recovery table.
 
 Records of a planted γ are no natural layers: they enter the tables and figures of recovery alone.
 """
@@ -24,7 +26,7 @@ from hydra.core.config_store import ConfigStore
 from matplotlib.figure import Figure
 
 from sae_outliers.analysis.inputs import Inputs, complete, layers_listed_in
-from sae_outliers.analysis.make import left_out, make_figures, make_tables, measured_columns, remove_stale
+from sae_outliers.analysis.make import left_out, make_figures, make_tables, measured_columns, replaced
 from sae_outliers.analysis.reference import PUBLISHED_NOTE, read_reference, read_trained_reference, reference_tables
 from sae_outliers.analysis.select import Mix, check_mixed, mixed_note, select
 from sae_outliers.analysis.summary import summary
@@ -37,6 +39,7 @@ from sae_outliers.results.record import read_records
 @dataclass
 class AggregateConfig:
     results_dir: str = "results"
+    into: str | None = None  # the folder for tables/ and figures/; null: results_dir
     where: str | None = None  # aggregate only the records for which this condition on their columns holds
     allow_mixed: bool = False  # put records with different settings into one table
     # whose layers are expected besides those of the models seen: `paper`, or a folder of model configs
@@ -50,7 +53,7 @@ ConfigStore.instance().store(name="aggregate_schema", node=AggregateConfig)
 
 @hydra.main(version_base=None, config_path=str(CONF), config_name="aggregate")
 def main(config: AggregateConfig) -> None:
-    results_dir = Path(config.results_dir)
+    into = Path(config.into or config.results_dir)
     try:
         published = read_reference(Path(config.reference)) if config.reference else None
         trained = read_trained_reference(Path(config.reference_trained)) if config.reference_trained else None
@@ -61,12 +64,15 @@ def main(config: AggregateConfig) -> None:
     except ValueError as error:
         sys.exit(str(error))
     figures = dict(all_figures(inputs, published))
-    remove_stale(results_dir)
-    for table in tables:
-        write_table(table, results_dir / "tables")
-    for name, figure in figures.items():
-        write_figure(figure, name, results_dir / "figures")
-    print(summary(tables, list(figures), mixed, left_out(inputs), results_dir))
+    try:
+        with replaced(into) as folder:
+            for table in tables:
+                write_table(table, folder / "tables")
+            for name, figure in figures.items():
+                write_figure(figure, name, folder / "figures")
+    except OSError as error:
+        sys.exit(f"The tables cannot be written to {into} ({error}): make room or name another folder by into=")
+    print(summary(tables, list(figures), mixed, left_out(inputs), into))
 
 
 def read_inputs(config: AggregateConfig) -> tuple[Inputs, list[Mix]]:

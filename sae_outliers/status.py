@@ -7,6 +7,7 @@
 sweeps/state.py says what the states mean, sweeps/throughput.py where speed and time left come from.
 """
 
+import os
 import subprocess
 import sys
 import time
@@ -31,6 +32,7 @@ from sae_outliers.sweeps.throughput import (
     run_throughput,
     seconds_left,
 )
+from sae_outliers.sweeps.trusted import check_command
 from sae_outliers.utils.progress import duration
 
 CLEAR_SCREEN = "\x1b[H\x1b[2J"
@@ -41,6 +43,7 @@ class StatusConfig:
     results_dir: str = "results"
     watch: float | None = None  # seconds between two looks; null: one look
     retry: bool = False
+    trust_remote_code: bool = False  # retry: let commands run the code of a model's hub repository
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -48,18 +51,25 @@ def main(arguments: Sequence[str]) -> None:
         config: Any = OmegaConf.merge(OmegaConf.structured(StatusConfig), OmegaConf.from_cli(list(arguments)))
         results_dir = Path(config.results_dir)
         if config.retry:
-            sys.exit(retry(results_dir))
-        print(status(results_dir), end="")
+            sys.exit(retry(results_dir, config.trust_remote_code))
+        print(visible(status(results_dir)), end="", flush=True)
         while config.watch is not None:
             time.sleep(config.watch)
-            text = status(results_dir)
+            text = visible(status(results_dir))
             print(CLEAR_SCREEN if sys.stdout.isatty() else "\n", text, sep="", end="", flush=True)
     except OmegaConfBaseException as error:
         sys.exit(str(error).splitlines()[0])
     except ValueError as error:
-        sys.exit(str(error))
+        sys.exit(visible(str(error)))
+    except BrokenPipeError:  # `status | head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def visible(text: str) -> str:
+    """Return the text with control characters escaped: logs and manifests may be others', and terminals obey them."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 
 # --- the table ------------------------------------------------------------------------------------------
@@ -154,13 +164,14 @@ def _how_far(at: Throughput, unit: str) -> str:
 # --- retry -----------------------------------------------------------------------------------------------
 
 
-def retry(results_dir: Path) -> int:
+def retry(results_dir: Path, trust_remote_code: bool = False) -> int:
     """Run each command again of which a run has failed or is missing, the newest first; return the worst exit status.
 
     The sweeper leaves out what is finished, and runs' locks keep two sweeps from the same run.
 
     Raises:
-        ValueError: a scheduler that has been given jobs does not say which of them are still in its queue.
+        ValueError: a scheduler that has been given jobs does not say which of them are still in its queue; or a command
+            does what a manifest may not (`sweeps.trusted`).
     """
     sweeps = Sweeps(results_dir, read_manifests(results_dir))
     if sweeps.is_unsure():
@@ -168,6 +179,8 @@ def retry(results_dir: Path) -> int:
     commands = to_retry(sweeps)
     if not commands:
         print(f"{results_dir}: nothing has failed, and nothing is missing")
+    for command in commands:
+        check_command(command, trust_remote_code)
     statuses = [_run_again(command, results_dir) for command in commands]
     return max(statuses, default=0)
 
@@ -188,7 +201,7 @@ def _run_again(command: Sequence[str], results_dir: Path) -> int:
     """Run it on these results, whatever folder the command was given from."""
     rest = [argument for argument in command if not argument.startswith("results_dir=")]
     again = [sys.executable, "-m", "sae_outliers.run", "-m", *rest, f"results_dir={results_dir}"]
-    print("running again:", *again[1:], flush=True)
+    print(visible(" ".join(["running again:", *again[1:]])), flush=True)
     return abs(subprocess.run(again).returncode)
 
 

@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 
 from sae_outliers import config
 from sae_outliers.config import Role, role_of, roles
+from sae_outliers.results.layout import is_finished
 from sae_outliers.results.record import read_records, read_row
 from sae_outliers.results.settings import activation_settings, settings_of
 from sae_outliers.runs.former_ids import former_run_digests, former_store_digest
@@ -155,12 +156,20 @@ def test_a_record_of_version_0_1_gets_its_settings_from_the_config_beside_it(tmp
     assert settings["data.tokens_per_item"] == 8
 
 
-def test_a_record_that_is_not_json_is_named(tmp_path: Path) -> None:
-    directory = tmp_path / "runs" / "m" / "1" / "abc"
-    write(directory, {})
-    (directory / "record.json").write_text("{")
-    with pytest.raises(ValueError, match=r"abc/record.json is not valid JSON .* delete it and run its job again"):
-        read_records(tmp_path)
+@pytest.mark.parametrize("content", ["", "{", "[]", "\0" * 9, '{"model": "m", "digests": {"record": "0"}}'])
+def test_a_broken_record_is_named_and_counts_as_missing(
+    content: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    broken, whole = (tmp_path / "runs" / "m" / "1" / name for name in ("abc", "def"))
+    write(broken, {})
+    (broken / "record.json").write_text(content)
+    write(whole, {"model": "m", "layer": 1, "centering": "off"})
+    assert not is_finished(broken)
+    assert is_finished(whole)
+    assert read_records(tmp_path)["run_dir"].tolist() == [str(whole)]
+    assert caplog.text.count("abc/record.json") == 1
+    with pytest.raises(ValueError, match=r"abc/record.json is .*; delete it and run its job again"):
+        read_row(broken)
 
 
 def test_a_number_is_the_same_setting_with_and_without_a_point() -> None:

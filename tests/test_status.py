@@ -335,12 +335,12 @@ def ask(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_retry_runs_the_command_on_these_results_and_says_so(tmp_path: Path) -> None:
-    command = ["model=synthetic/sparse", "no.such.option=1", "results_dir=elsewhere"]
+    command = ["model=synthetic/sparse", "data=gone", "results_dir=elsewhere"]
     sweep(tmp_path, task(1), command=command, launcher="local")
     done = ask(tmp_path, "retry=true", f"results_dir={tmp_path}")
-    again = f"running again: -m sae_outliers.run -m model=synthetic/sparse no.such.option=1 results_dir={tmp_path}\n"
+    again = f"running again: -m sae_outliers.run -m model=synthetic/sparse data=gone results_dir={tmp_path}\n"
     assert done.stdout.startswith(again)
-    assert "no.such.option" in done.stderr  # Hydra's own words, and its status
+    assert "data/gone" in done.stderr  # Hydra's own words, and its status
     assert done.returncode == 1
     finish(tmp_path, 1)
     done = ask(tmp_path, "retry=true", f"results_dir={tmp_path}")

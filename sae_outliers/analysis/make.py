@@ -1,7 +1,9 @@
 """Every registered table and figure that the inputs have something for."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from matplotlib.figure import Figure
 
@@ -48,9 +50,28 @@ def left_out(inputs: Inputs) -> list[str]:
     return [f"{name} (no record has {' or '.join(one.columns)})" for name, one in blank.items()]
 
 
-def remove_stale(results_dir: Path) -> None:
+@contextmanager
+def replaced(results_dir: Path) -> Iterator[Path]:
+    """Yield a folder to write tables/ and figures/ into. When the block ends without an error, they go to results_dir.
+
+    What an earlier call wrote there, of other records, is deleted after that; where the block fails, it stays.
+    """
+    results_dir.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=".aggregate.", suffix=".tmp", dir=results_dir) as folder:
+        written = Path(folder)
+        yield written
+        names = {path.relative_to(written) for path in written.glob("*/*")}
+        for name in sorted(names):
+            (results_dir / name).parent.mkdir(exist_ok=True)
+            (written / name).replace(results_dir / name)
+    remove_stale(results_dir, names)
+
+
+def remove_stale(results_dir: Path, keep: Collection[Path] = ()) -> None:
     """Delete what an earlier call wrote: of other records, it must not stand next to what this one writes."""
     for folder, registry, kinds in (("tables", TABLES, TABLE_KINDS), ("figures", FIGURES, FIGURE_KINDS)):
         for name in (f"{prefix}{name}" for prefix in PREFIXES for name in registry):
             for kind in kinds:
-                (results_dir / folder / f"{name}.{kind}").unlink(missing_ok=True)
+                written = Path(folder) / f"{name}.{kind}"
+                if written not in keep:
+                    (results_dir / written).unlink(missing_ok=True)

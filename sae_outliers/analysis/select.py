@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from sae_outliers.analysis.where import condition
 from sae_outliers.config import role_of, roles
 
 # Settings that have a column of their own in the records, by which `where=` may name them.
@@ -82,12 +83,7 @@ def select(records: pd.DataFrame, where: str | None) -> pd.DataFrame:
         return records
     options = settings_table(records)
     columns = pd.concat([records, options[[key for key in options if key not in records]]], axis="columns")
-    try:
-        keep = columns.eval(where, engine="python", local_dict={}, global_dict={})
-    except Exception as error:  # pandas raises anything from SyntaxError to AttributeError on a malformed condition
-        raise ValueError(f"where={where!r} is not a condition on the records' columns ({error})") from error
-    if not (isinstance(keep, pd.Series) and keep.dtype == bool):
-        raise ValueError(f"where={where!r} is not a boolean expression over the records' columns")
+    keep = condition(where, columns)
     if not keep.any():
         raise ValueError(f"where={where!r} holds for none of the {len(records)} records")
     return records[keep].reset_index(drop=True)

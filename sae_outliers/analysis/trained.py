@@ -2,7 +2,8 @@
 
 import os
 from concurrent.futures import Executor, ThreadPoolExecutor
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from sae_outliers.analysis.conditions import condition_name, conditions_among
 from sae_outliers.analysis.stats import auc, tokens_to_half
 from sae_outliers.results.features import Fate
+from sae_outliers.results.integrity import DIGESTS, damaged, verified
 
 CURVE_OWNER = ["run_dir", "model", "layer", "sae", "revival", "centering", "condition", "gamma", "planted_gamma"]
 MIN_DEAD = 10  # half of fewer features is a matter of chance
@@ -58,7 +60,7 @@ def read_trained(records: pd.DataFrame) -> Trained:
         ["model", "layer", "planted_gamma", "_place", "seed", "sae_seed"], na_position="first", ignore_index=True
     )
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # reading and sorting release Python's lock
-        features = list(pool.map(read_features, runs["run_dir"]))
+        features = list(pool.map(read_features, runs["run_dir"], _digests(runs)))
         curves = read_curves(runs, pool)
     runs = runs.assign(features=pd.Series(features, index=runs.index, dtype=object))
     return Trained(with_half_times(runs.drop(columns="_place"), curves), curves)
@@ -66,7 +68,7 @@ def read_trained(records: pd.DataFrame) -> Trained:
 
 def read_curves(runs: pd.DataFrame, pool: Executor) -> pd.DataFrame:
     """Return the death curves of all runs that have theirs on disk, with the run that each belongs to."""
-    read = pool.map(lambda run_dir: _read(run_dir, "curves.parquet"), runs["run_dir"])
+    read = pool.map(lambda run_dir, digests: _read(run_dir, "curves.parquet", digests), runs["run_dir"], _digests(runs))
     found = {run_dir: curve for run_dir, curve in zip(runs["run_dir"], read, strict=True) if curve}
     if not found:
         return pd.DataFrame()
@@ -76,23 +78,34 @@ def read_curves(runs: pd.DataFrame, pool: Executor) -> pd.DataFrame:
     return pd.concat([points, owners.reset_index(drop=True)], axis="columns")
 
 
-def read_features(run_dir: str) -> Features | None:
+def read_features(run_dir: str, digests: Any = None) -> Features | None:
     """Return the summary of a run's features; None where the file is not on disk."""
     columns = ["fate_init", "fate_final", "alignment_init"]
-    table = _read(run_dir, "features.parquet", columns)
+    table = _read(run_dir, "features.parquet", digests, columns)
     if not table:
         return None
     before, after, alignment = (table[name].to_numpy() for name in columns)
     return Features(_count_fates(before, after), _predict_fates(before, after, alignment))
 
 
-def _read(run_dir: str, name: str, columns: list[str] | None = None) -> pa.Table | None:
-    """Return None where there is no such file. pandas takes ten times as long for these small files."""
+def _digests(runs: pd.DataFrame) -> list[Any]:
+    return list(runs[DIGESTS]) if DIGESTS in runs else [None] * len(runs)
+
+
+def _read(run_dir: str, name: str, digests: Any, columns: list[str] | None = None) -> pa.Table | None:
+    """Return None where there is no such file. pandas takes ten times as long for these small files.
+
+    Raises:
+        ValueError: it is damaged (the path is named).
+    """
+    directory = Path(run_dir)
     try:
-        with pq.ParquetFile(f"{run_dir}/{name}") as file:
+        with pq.ParquetFile(pa.BufferReader(verified(directory, name, digests))) as file:
             return file.read(columns, use_threads=False)
     except FileNotFoundError:
         return None
+    except (pa.ArrowException, OSError) as error:
+        raise damaged(directory / name, error) from error
 
 
 def with_half_times(runs: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:

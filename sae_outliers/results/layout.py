@@ -2,7 +2,11 @@
 
 from pathlib import Path
 
-CHECKPOINT = "checkpoint.safetensors"  # there only while a run is under way
+from sae_outliers.results.integrity import is_whole
+
+# there only while a run is under way
+CHECKPOINT = "checkpoint.safetensors"
+CHECKPOINT_DIGESTS = "checkpoint.json"
 
 
 def run_dir(results_dir: Path, model: str, layer: int, run_id: str) -> Path:
@@ -10,5 +14,5 @@ def run_dir(results_dir: Path, model: str, layer: int, run_id: str) -> Path:
 
 
 def is_finished(directory: Path) -> bool:
-    """Whether a run is finished: its record, the last file that it writes, is there."""
-    return (directory / "record.json").is_file()
+    """Whether a run is finished: its record, the last file that it writes, is there and whole."""
+    return (directory / "record.json").is_file() and is_whole(directory)

@@ -4,35 +4,34 @@
 an earlier version, with fewer columns, or by a later one, with more.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import yaml
 
+from sae_outliers.results.integrity import DIGESTS, VERIFIED, damaged, is_whole, own_digest, read_whole
 from sae_outliers.results.settings import settings_of
-from sae_outliers.utils.files import write_json
+from sae_outliers.utils.files import file_digest, read_regular, sync, write_json
 
 SCHEMA_VERSION = 2  # raised whenever a column changes its meaning
 
 
 def write_row(directory: Path, row: dict[str, Any]) -> None:
-    write_json(directory / "record.json", row)
+    """Write the record, with the digests of the files beside it; the run is then on the disk, its folders included."""
+    found = {name: file_digest(directory / name) for name in VERIFIED if (directory / name).is_file()}
+    write_json(directory / "record.json", row | {DIGESTS: {"record": own_digest(row), **found}})
+    for folder in directory.parents[:3]:  # layer, model, runs: the run may be the first of them
+        sync(folder)
 
 
 def read_row(directory: Path) -> dict[str, Any]:
     """Return the record of a finished run, brought up to date.
 
     Raises:
-        ValueError: it is not valid JSON (the path is named).
+        ValueError: it is no record, or not the one that was written (the path is named).
     """
-    path = directory / "record.json"
-    try:
-        row: dict[str, Any] = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); delete it and run its job again") from error
-    return upgrade(row, directory)
+    return upgrade(read_whole(directory / "record.json"), directory)
 
 
 def upgrade(row: dict[str, Any], directory: Path) -> dict[str, Any]:
@@ -43,18 +42,23 @@ def upgrade(row: dict[str, Any], directory: Path) -> dict[str, Any]:
     if "settings" in row:
         return row
     try:
-        config = yaml.load((directory / "config.yaml").read_text(), yaml.CSafeLoader)
-    except OSError:
+        config = yaml.load(read_regular(directory / "config.yaml"), yaml.CSafeLoader)
+        return row | {"settings": settings_of(config)}
+    except FileNotFoundError:
         return row | {"settings": None}
-    return row | {"settings": settings_of(config)}
+    except (OSError, yaml.YAMLError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise damaged(directory / "config.yaml", f"{type(error).__name__}: {error}") from error
 
 
 def read_records(results_dir: Path) -> pd.DataFrame:
     """Return all records below `results_dir`, a row each, with their directory as `run_dir`; by model and layer.
 
+    A record that cannot be read counts as missing; a warning names it.
+
     Raises:
-        ValueError: a record is not valid JSON (the path is named).
+        ValueError: the config beside a record of version 0.1 is damaged (the path is named).
     """
-    directories = [path.parent for path in sorted((results_dir / "runs").glob("*/*/*/record.json"))]
+    found = [path.parent for path in sorted((results_dir / "runs").glob("*/*/*/record.json"))]
+    directories = [directory for directory in found if is_whole(directory)]
     frame = pd.DataFrame([read_row(directory) | {"run_dir": str(directory)} for directory in directories])
     return frame if frame.empty else frame.sort_values(["model", "layer", "centering"], ignore_index=True)

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 
 from sae_outliers.config import RunConfig, options_of
 from sae_outliers.results.curves import MetricsFile
-from sae_outliers.results.layout import CHECKPOINT, is_finished
+from sae_outliers.results.layout import CHECKPOINT, CHECKPOINT_DIGESTS, is_finished
 from sae_outliers.results.record import write_row
 from sae_outliers.runs.activations import extract
 from sae_outliers.runs.identity import run_directories
@@ -28,7 +28,7 @@ from sae_outliers.tracking.base import Tracker, start_tracker
 from sae_outliers.training.loop import TrainingRun, train
 from sae_outliers.training.revival import revival_type
 from sae_outliers.training.trainer import Trainer
-from sae_outliers.utils.files import atomic_write
+from sae_outliers.utils.files import atomic_write, remove_leftovers
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +97,9 @@ def finish(outcome: Outcome, tracker: Tracker) -> None:
     if outcome.final:  # an untrained SAE follows from its seed
         save_sae(setup.directory / "sae.safetensors", setup.sae, setup.from_preprocessed(), about_the_sae(record))
     write_row(setup.directory, asdict(record))
-    (setup.directory / CHECKPOINT).unlink(missing_ok=True)
+    for name in (CHECKPOINT, CHECKPOINT_DIGESTS):
+        (setup.directory / name).unlink(missing_ok=True)
+    remove_leftovers(setup.directory)
     tracker.finish({name: value for name, value in vars(record).items() if isinstance(value, int | float)})
 
 

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sae_outliers.sae.base import SparseAutoencoder, type_name, type_named
+from sae_outliers.results.integrity import check_file, damaged
+from sae_outliers.sae.base import FORMER_PATHS, SAES, SparseAutoencoder, type_name, type_named
 from sae_outliers.stats.transforms import Affine
 from sae_outliers.utils.files import atomic_write
 
@@ -55,19 +56,31 @@ def save_sae(path: Path, sae: SparseAutoencoder, centering: Affine, described: d
         save_file(tensors, beside, metadata=metadata)
 
 
-def load_sae(path: Path) -> tuple[SparseAutoencoder, Affine]:
+def load_sae(path: Path, own_type: type[SparseAutoencoder] | None = None) -> tuple[SparseAutoencoder, Affine]:
     """Return the SAE and the centering that `save_sae` wrote, in this version or an earlier one.
 
+    A file may name a registered type. A class of your own it may not, for importing runs code: give it as `own_type`.
+
     Raises:
-        ValueError: a file without our metadata, or of a type that is not there.
+        ValueError: a file without our metadata, of another type, or other than its run's record says.
     """
-    with safe_open(path, framework="pt") as file:
-        metadata = file.metadata() or {}
-        tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    check_file(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise damaged(path, error) from error
     if "sae" not in metadata:
         raise ValueError(f"{path} was not written by sae_outliers: its metadata has no entry 'sae'")
     described = json.loads(metadata["sae"])
-    kind = type_named(described["type"] if "type" in described else described["class"])  # "class" was a class path
+    name = described["type"] if "type" in described else described["class"]  # "class" was a class path
+    if own_type is not None and name == type_name(own_type):
+        kind = own_type
+    elif name in SAES or name in FORMER_PATHS:
+        kind = type_named(name)
+    else:
+        raise ValueError(f"{path} is of the type {name}, which is not one of ours: if you trust it, name it yourself")
     n_features, d_model = tensors["W_dec"].shape
     sae: SparseAutoencoder = kind(d_model, n_features, **described["options"])
     sae.load_state_dict({name: tensors[name] for name in sae.state_dict()})

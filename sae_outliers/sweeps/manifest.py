@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sae_outliers.sweeps.task import Task
-from sae_outliers.utils.files import write_json
+from sae_outliers.utils.files import read_regular, write_json
 
 
 @dataclass
@@ -66,12 +66,12 @@ def _written(task: Task, results_dir: Path) -> dict[str, Any]:
 
 def _read(path: Path, results_dir: Path) -> Manifest:
     try:
-        content: dict[str, Any] = json.loads(path.read_text())
+        content: dict[str, Any] = json.loads(read_regular(path))
         tasks = [_read_task(results_dir, **task) for task in content.pop("tasks")]
         manifest = Manifest(name=path.stem, tasks=tasks, **content)
         _created(manifest)
         return manifest
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(
             f"{path} is not a valid sweep manifest ({error}): delete it, and launch the sweep again"
         ) from error

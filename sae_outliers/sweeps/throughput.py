@@ -5,6 +5,7 @@ which do not tell where a run resumed. Between lines, metrics.jsonl says how man
 """
 
 import json
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -77,12 +78,17 @@ def _progress(log: str | None, title: str) -> tuple[int, int, float | None]:
 def _last_point(path: Path) -> dict[str, int]:
     """Return the last complete line of metrics.jsonl."""
     lines = [line for line in _tail(str(path)) if line.endswith("}")]
-    return json.loads(lines[-1]) if lines else {"step": 0, "tokens": 0}
+    try:
+        point = json.loads(lines[-1]) if lines else {}
+        return {name: int(point[name]) for name in ("step", "tokens")}
+    except (ValueError, KeyError, TypeError):
+        return {"step": 0, "tokens": 0}
 
 
 def _tail(path: str | None) -> list[str]:
     try:
-        with open(path or "", "rb") as file:
+        # a pipe would block its reader
+        with open(path or "", "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
             file.seek(max(0, file.seek(0, 2) - TAIL_BYTES))
             return re.split(r"[\r\n]+", file.read().decode(errors="replace"))
     except OSError:

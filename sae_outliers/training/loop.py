@@ -1,15 +1,23 @@
 """Joint training: several SAEs on one stream of batches, with death curves and checkpoints."""
 
+import json
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from safetensors import SafetensorError
 from torch import Tensor
 
 from sae_outliers.results.curves import MetricsFile, Point
+from sae_outliers.results.layout import CHECKPOINT_DIGESTS
 from sae_outliers.training.trainer import Trainer
+from sae_outliers.utils.files import atomic_write, file_digest, remove_leftovers, write_json
 from sae_outliers.utils.preemption import defer_preemption
 from sae_outliers.utils.progress import Progress
+
+log = logging.getLogger(__name__)
 
 Batches = Callable[[int], Iterator[Tensor]]  # from a step on: batches [batch_size, d_model]
 Measure = Callable[[], Point]  # figures of the SAE as it is, on the evaluation tokens
@@ -26,9 +34,15 @@ class TrainingRun:
     checkpoint: Path
 
     def begin(self) -> None:
-        """Resume from the checkpoint, if there is one."""
-        if self.checkpoint.is_file():
-            self.trainer.load(self.checkpoint)
+        """Resume from the checkpoint, if there is one that is as it was written with the curves before it."""
+        remove_leftovers(self.checkpoint.parent)
+        if self.checkpoint.is_file() and not self._resume():
+            log.warning("%s or metrics.jsonl beside it is damaged: training begins anew", self.checkpoint)
+            self.checkpoint.unlink()  # first: without digests beside it, it would be taken for an earlier version's
+            self._digest_file.unlink(missing_ok=True)
+            self.metrics.forget()
+        elif self.trainer.step == 0:
+            self.metrics.forget()
         self.metrics.drop_from(self.trainer.step)
         self._write_point_if_due()
 
@@ -39,8 +53,49 @@ class TrainingRun:
             self.save()
         self._write_point_if_due()
 
+    def _resume(self) -> bool:
+        """Load the checkpoint; return False, with nothing loaded, if it or the curves before it are damaged."""
+        try:
+            self.metrics.points()
+            if self._digest_file.is_file():
+                state = self._digests()[file_digest(self.checkpoint)]
+                if self.metrics.digest_before(state["step"]) != state["metrics"]:
+                    return False
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return False
+        try:
+            self.trainer.load(self.checkpoint)
+        except (
+            SafetensorError,
+            ValueError,
+            KeyError,
+            TypeError,
+            RuntimeError,
+        ) as error:  # of a version without digests
+            raise ValueError(
+                f"{self.checkpoint} is damaged ({error}): delete it to train from the beginning"
+            ) from error
+        return True
+
     def save(self) -> None:
-        self.trainer.save(self.checkpoint)
+        """Write the checkpoint and, before it is in its place, its digest with that of the curves before it."""
+        step = self.trainer.step
+        with atomic_write(self.checkpoint) as beside:
+            self.trainer.save(beside)
+            now = {file_digest(beside): {"step": step, "metrics": self.metrics.digest_before(step)}}
+            # that of the checkpoint which is still in place: a kill may leave it there
+            write_json(self._digest_file, now | dict(list(self._digests().items())[:1]))
+
+    @property
+    def _digest_file(self) -> Path:
+        return self.checkpoint.with_name(CHECKPOINT_DIGESTS)
+
+    def _digests(self) -> dict[str, Any]:
+        """Return step and curves by digest of the checkpoint, the newest first; none from an earlier version."""
+        if not self._digest_file.is_file():
+            return {}
+        found: dict[str, Any] = json.loads(self._digest_file.read_text())
+        return found
 
     def _write_point_if_due(self) -> None:
         trainer, cfg = self.trainer, self.trainer.cfg

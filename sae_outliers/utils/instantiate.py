@@ -4,6 +4,7 @@ Run and store ids are digests over names, so a component keeps its first name in
 """
 
 from collections.abc import Mapping
+from importlib import import_module
 from typing import Any
 
 import hydra.utils
@@ -34,6 +35,24 @@ def stable_name(target: str) -> str:
     """Return the name of a `_target_` in ids, which stays the same when its module moves."""
     module, _, attribute = target.rpartition(".")
     return f"{STABLE_NAMES.get(module, module)}.{attribute}"
+
+
+OURS = ("sae_outliers.models.", "sae_outliers.data.")  # modules of loaders and data sources
+
+
+def is_ours(target: str) -> bool:
+    """Return whether a `_target_` is a function or class that this package defines for configs to name.
+
+    A name that a module of ours has merely imported, `sae_outliers.data.arrays.np.load`, is not.
+    """
+    module, _, attribute = _moved(target).rpartition(".")
+    if not module.startswith(OURS):
+        return False
+    try:
+        found = getattr(import_module(module), attribute)
+    except (ImportError, AttributeError):  # of a module that is none: it goes on into an object
+        return False
+    return str(getattr(found, "__module__", "")).startswith(OURS)
 
 
 def instantiate(node: Any) -> Any:

@@ -14,7 +14,7 @@ from tests.slurm.conftest import Start
 from tests.slurm.storm import SWEEPS, Storm
 
 pytestmark = [pytest.mark.slurm, pytest.mark.weights]
-OF_THE_MACHINE = ["seconds", "peak_memory_mb", "device", "git_commit", "run_dir"]
+OF_THE_MACHINE = ["seconds", "peak_memory_mb", "device", "git_commit", "run_dir", "digests"]
 
 
 @pytest.fixture(scope="module")
