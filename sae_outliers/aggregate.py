@@ -34,6 +34,7 @@ from sae_outliers.analysis.trained import read_trained
 from sae_outliers.analysis.write import Table, write_figure, write_table
 from sae_outliers.paths import CONF
 from sae_outliers.results.record import read_records
+from sae_outliers.utils.boundary import one_sentence
 
 
 @dataclass
@@ -113,4 +114,5 @@ def all_figures(inputs: Inputs, published: pd.DataFrame | None = None) -> Iterat
 
 
 if __name__ == "__main__":
-    main()
+    with one_sentence():
+        main()

@@ -20,6 +20,7 @@ from safetensors import safe_open
 
 from sae_outliers.sae.export.base import EXPORTERS, export, preprocessing_note
 from sae_outliers.sae.io import load_sae
+from sae_outliers.utils.boundary import one_sentence
 
 
 @dataclass(frozen=True)
@@ -72,4 +73,5 @@ def description(path: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    with one_sentence():
+        main(sys.argv[1:])

@@ -33,6 +33,7 @@ from sae_outliers.sweeps.throughput import (
     seconds_left,
 )
 from sae_outliers.sweeps.trusted import check_command
+from sae_outliers.utils.boundary import one_sentence
 from sae_outliers.utils.progress import duration
 
 CLEAR_SCREEN = "\x1b[H\x1b[2J"
@@ -206,4 +207,5 @@ def _run_again(command: Sequence[str], results_dir: Path) -> int:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    with one_sentence():
+        main(sys.argv[1:])

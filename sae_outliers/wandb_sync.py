@@ -18,6 +18,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from sae_outliers.utils.boundary import one_sentence
 from sae_outliers.utils.files import is_locked
 
 HEADER = 7  # bytes with which W&B's files begin
@@ -70,4 +71,5 @@ def upload(files: Sequence[Path], results_dir: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    with one_sentence():
+        main(sys.argv[1:])

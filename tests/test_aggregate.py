@@ -265,7 +265,7 @@ def test_where_selects() -> None:
     [
         ("layers == 1", "is not a condition on the records' columns"),
         ("layer ==", "is not a condition on the records' columns"),
-        ("layer + 1", "is not a boolean expression"),
+        ("layer + 1", "is not a condition on the records' columns"),
         ("layer", "is not a boolean expression"),
         ("layer == 7", "holds for none of the 1 records"),
         ("@pd.read_csv('x')", "is not a condition on the records' columns"),
@@ -356,7 +356,15 @@ def test_a_table_without_its_columns_is_left_out_and_the_others_are_made(tmp_pat
     store(tmp_path / "results", *handful())
     for path in (tmp_path / "results").glob("runs/*/*/*/record.json"):
         row = json.loads(path.read_text())
-        gone = ("theory_pct_topk", "theory_pct_relu", "theory_pct_topk_small_gamma", "revival", "gamma_raw", "l0")
+        gone = (
+            "digests",
+            "theory_pct_topk",
+            "theory_pct_relu",
+            "theory_pct_topk_small_gamma",
+            "revival",
+            "gamma_raw",
+            "l0",
+        )
         path.write_text(json.dumps({name: value for name, value in row.items() if name not in gone}))
     done = run(tmp_path)
     assert done.returncode == 0, done.stderr

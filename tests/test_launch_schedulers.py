@@ -43,7 +43,7 @@ def test_a_scheduler_that_is_not_there_and_a_sweeper_that_makes_no_plans_are_ref
 ) -> None:
     done = command("sae_outliers.run", "-m", *SMALL, *arguments)
     assert done.returncode == 1
-    assert message in done.stderr
+    assert message in done.stdout + done.stderr
     assert not (tmp_path / "runs").exists()
 
 

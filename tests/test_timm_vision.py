@@ -85,7 +85,7 @@ def test_conv_net_tokens_are_grid_cells_row_by_row(tmp_path: Path) -> None:
 
 
 def test_stages_count_as_their_blocks() -> None:
-    a, b, c = nn.Identity(), nn.Identity(), nn.Identity()
+    a, b, c = (nn.Sequential(nn.Identity()) for _ in range(3))  # a block has parts, a layer has none
     assert timm_vision.flat_blocks(nn.Sequential(nn.Sequential(a, b), c)) == [a, b, c]
 
 

@@ -1,6 +1,8 @@
 """python -m sae_outliers.models: see listing.py."""
 
 from sae_outliers.models.listing import main
+from sae_outliers.utils.boundary import one_sentence
 
 if __name__ == "__main__":
-    main()
+    with one_sentence():
+        main()

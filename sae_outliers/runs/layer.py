@@ -90,17 +90,26 @@ def train_jointly(setups: Sequence[RunSetup], data: LayerData, trackers: Mapping
 
 
 def finish(outcome: Outcome, tracker: Tracker) -> None:
-    """Write the run's files, its record as the last of them, and close its tracker."""
+    """Write the run's files and close its tracker, then write its record: with it the run counts as finished."""
     setup = outcome.setup
     write_features(setup, outcome.final)
     record = record_of(outcome)
     if outcome.final:  # an untrained SAE follows from its seed
         save_sae(setup.directory / "sae.safetensors", setup.sae, setup.from_preprocessed(), about_the_sae(record))
+    # before the record: a run that is killed in between is made again from its checkpoint, and told of again
+    close(tracker, {name: value for name, value in vars(record).items() if isinstance(value, int | float)})
     write_row(setup.directory, asdict(record))
     for name in (CHECKPOINT, CHECKPOINT_DIGESTS):
         (setup.directory / name).unlink(missing_ok=True)
     remove_leftovers(setup.directory)
-    tracker.finish({name: value for name, value in vars(record).items() if isinstance(value, int | float)})
+
+
+def close(tracker: Tracker, summary: dict[str, float]) -> None:
+    """Close a tracker; one that fails takes no result with it."""
+    try:
+        tracker.finish(summary)
+    except Exception as error:
+        log.warning("the tracker could not be told of the end of a run: %s: %s", type(error).__name__, error)
 
 
 @contextmanager
@@ -132,4 +141,5 @@ def unfinished(directories: Iterable[Path]) -> Iterator[list[Path]]:
 
 def write_config(directory: Path, cfg: RunConfig, layer: int) -> None:
     resolved = OmegaConf.to_yaml(OmegaConf.merge(cfg, {"layer": layer, "variants": []}), resolve=True)
-    (directory / "config.yaml").write_text(resolved)
+    with atomic_write(directory / "config.yaml") as beside:
+        beside.write_text(resolved)
