@@ -62,7 +62,6 @@ def test_what_a_library_raises_without_words_is_named() -> None:
 
 
 @pytest.mark.parametrize(("arguments", "sentence"), [
-    (("model=hf",), "this model needs to be told which: add name=, or path= for model=dump"),
     (("-m", "model=hf"), "this model needs to be told which: add name=, or path= for model=dump"),
     (("hydra.run.dir={}/a_file/hydra",), "a file stands where a folder should be"),
     (("-m", "layer=[]"), "layer=[] selects no layer: use all, middle or numbers from 1 to 30"),
