@@ -62,10 +62,13 @@ def test_what_a_library_raises_without_words_is_named() -> None:
 
 
 @pytest.mark.parametrize(("arguments", "sentence"), [
-    (("-m", "model=hf"), "this model needs to be told which: add name=, or path= for model=dump"),
+    pytest.param(("-m", "model=hf"), "this model needs to be told which: add name=, or path= for model=dump",
+                 marks=pytest.mark.slow),
     (("hydra.run.dir={}/a_file/hydra",), "a file stands where a folder should be"),
-    (("-m", "layer=[]"), "layer=[] selects no layer: use all, middle or numbers from 1 to 30"),
-    (("train.steps=abc",), "Value 'abc' of type 'str' could not be converted to Integer"),
+    pytest.param(("-m", "layer=[]"), "layer=[] selects no layer: use all, middle or numbers from 1 to 30",
+                 marks=pytest.mark.slow),
+    pytest.param(("train.steps=abc",), "Value 'abc' of type 'str' could not be converted to Integer",
+                 marks=pytest.mark.slow),
 ])  # fmt: skip
 def test_a_command_that_cannot_work_says_so(command: Run, arguments: list[str], sentence: str, tmp_path: Path) -> None:
     (tmp_path / "a_file").touch()

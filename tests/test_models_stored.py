@@ -501,6 +501,7 @@ def test_a_dump_of_layers_gives_gamma_by_depth(command: Run, tmp_path: Path) -> 
     assert gammas == {str(i): pytest.approx(gamma_of(array), rel=1e-4) for i, array in enumerate(arrays)}
 
 
+@pytest.mark.slow
 def test_alphafold_3s_outputs_are_measured_from_end_to_end(command: Run, tmp_path: Path) -> None:
     """Both layouts, because the first releases left the job out of the file name."""
     rng = np.random.default_rng(0)
