@@ -78,6 +78,7 @@ def test_a_command_that_cannot_work_says_so(command: Run, arguments: list[str], 
     assert "Traceback" not in done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_a_single_run_in_a_sentence(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "sae_outliers.run", "model=synthetic/sparse", "layer=1", "train.steps=1000000",
                "tracker=none", f"results_dir={tmp_path}"]  # fmt: skip

@@ -29,6 +29,7 @@ def peak_bytes(case: Callable[[], None]) -> int:
     return max(itertools.accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("overrides", "alike"), [
     (["sae=topk"], 2.0), (["sae=batchtopk"], 2.0), (["sae=groupmax"], 2.5), (["sae=matryoshka"], 2.0),
     (["sae=relu"], 1.3), (["sae=jumprelu"], 1.3), (["sae=gated"], 1.3),

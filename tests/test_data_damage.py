@@ -117,6 +117,7 @@ def outcomes(path: Path, write: Callable[[Path], Any], count: int) -> Iterator[s
             yield f"{number}: {error!r}"
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, about tags that are cut
 @pytest.mark.parametrize("name", [*ARRAYS, *OTHERS])
 def test_damaged_files_are_named(name: str, tmp_path: Path) -> None:
