@@ -34,6 +34,7 @@ from sae_outliers.sweeps.throughput import (
 )
 from sae_outliers.sweeps.trusted import check_command
 from sae_outliers.utils.boundary import one_sentence
+from sae_outliers.utils.instantiate import ONLY_NAMED
 from sae_outliers.utils.progress import duration
 
 CLEAR_SCREEN = "\x1b[H\x1b[2J"
@@ -199,11 +200,11 @@ def to_retry(sweeps: Sweeps) -> list[list[str]]:
 
 
 def _run_again(command: Sequence[str], results_dir: Path) -> int:
-    """Run it on these results, whatever folder the command was given from."""
+    """Run it on these results, whatever folder the command was given from; it names no code but that of configs."""
     rest = [argument for argument in command if not argument.startswith("results_dir=")]
     again = [sys.executable, "-m", "sae_outliers.run", "-m", *rest, f"results_dir={results_dir}"]
     print(visible(" ".join(["running again:", *again[1:]])), flush=True)
-    return abs(subprocess.run(again).returncode)
+    return abs(subprocess.run(again, env=os.environ | {ONLY_NAMED: "1"}).returncode)
 
 
 if __name__ == "__main__":
