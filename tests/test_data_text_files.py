@@ -96,7 +96,7 @@ def test_what_is_wrong_with_a_file_is_said(tmp_path: Path) -> None:
     (tmp_path / "latin.txt").write_bytes("Übergröße".encode("latin-1"))
     (tmp_path / "short.txt.gz").write_bytes(gzip.compress(b"words " * 999)[:-20])
     cases |= {
-        str(tmp_path / "latin.txt"): r"latin\.txt cannot be read .* say \+data\.source\.encoding=latin-1 or utf-16",
+        str(tmp_path / "latin.txt"): r"latin\.txt cannot be read .* say data\.source\.encoding=latin-1 or utf-16",
         str(tmp_path / "short.txt.gz"): "cannot be read",
     }
     for file, message in cases.items():
@@ -112,7 +112,7 @@ CHAT = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "
 @pytest.mark.parametrize(("rows", "message"), [
     ({"text": [[1, 2, 3]]}, r"row 1, column text, holds token ids: .* decode them"),
     ({"text": ["a", None], "id": [3, 4]}, None),
-    ({"text": [3.5]}, r"row 1, column text, holds float, not text: name a column of text by \+data\.source\.column="),
+    ({"text": [3.5]}, r"row 1, column text, holds float, not text: name a column of text by data\.source\.column="),
     ({"text": [{"body": "x"}]}, r"row 1, column text, holds a struct"),
     ({"text": [b"x"]}, r"row 1, column text, holds bytes"),
     ({"messages": [[{"who": "a"}]]}, r"lack a role or content: they have who"),

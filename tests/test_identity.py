@@ -42,6 +42,22 @@ OF_VERSION_0_1 = [
     (["revival=ghost_grads", *TRAINED], "93a67f9be01c"),
     (["sae=jumprelu", "revival=preact_loss", *TRAINED], "97111eb928f4"),
 ]
+# Of gpt2's first layer on one's own files, before their yamls named all options: ids of the run and the store, and those
+# of version 0.1.
+OF_OWN_FILES = [
+    (["data=text_files", "data.source.files=none"], "c766103b9167 7358d97a178f e5a8800b4e73 22c28173f229"),
+    (
+        ["data=text_files", "data.source.files=none", "data.source.column=body", "data.source.on_error=skip"],
+        "692615970e33 79707043bc49 75634e66cc6b 214887d68835",
+    ),
+    (["data=prompt_files", "data.source.files=none"], "253ba52b25e1 08b2fc146116 15f199c71636 a16cb749b249"),
+    (["data=stored", "path=none"], "bed1d4de062f ce2353422708 85972fa2d24f 8a20bfcf339e"),
+    (
+        ["data=stored", "path=none", "data.source.shape=[-1,8]", "data.source.dtype=float16"],
+        "8d46919a7adb 84f28955fbfa 85765764f036 9d45c04405b9",
+    ),
+    (["data=alphafold3", "path=none"], "5dc18ad84fdb 5bd2995ebb66 5228ab0b21bf a643ab9e77f6"),
+]
 
 
 def resolved(*overrides: str) -> dict[str, Any]:
@@ -62,6 +78,14 @@ def test_the_ids_of_every_model_are_what_they_were(case: str, tmp_path: Path) ->
         "former store": former_store_digest(config),
     }
     assert found == GOLDEN[case]
+
+
+@pytest.mark.parametrize(("overrides", "ids"), OF_OWN_FILES)
+def test_the_ids_of_ones_own_files_are_what_they_were(overrides: list[str], ids: str, tmp_path: Path) -> None:
+    cfg = composed("model=gpt2", "layer=1", "train=none", f"results_dir={tmp_path}", *overrides)
+    config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    now = [run_directories(cfg, [1])[0].name, store_directory(cfg).name.rpartition("-")[2]]
+    assert [*now, former_run_digests(config, [1])[0], former_store_digest(config)] == ids.split()
 
 
 @pytest.mark.parametrize(("overrides", "former"), OF_VERSION_0_1)

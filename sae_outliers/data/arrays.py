@@ -63,7 +63,7 @@ class StoredArrays:
                 than the first; a file cannot be read; layers differ in their documents.
         """
         if self.zeros not in (None, "keep", "drop"):
-            raise ValueError(f"+data.source.zeros={self.zeros} does not exist: use keep or drop")
+            raise ValueError(f"data.source.zeros={self.zeros} does not exist: use keep or drop")
         tolerance = Tolerance(self.on_error)
         layered = self.path is not None and LAYER in self.path
         layers = self._layers(tolerance) if layered else {0: self._sources(self.files(), tolerance)}
@@ -94,7 +94,7 @@ class StoredArrays:
 
     def _sources(self, files: Sequence[Path], tolerance: Tolerance) -> list[Source]:
         if self.mask and self.mask.endswith(".npy") and len(files) > 1:
-            raise ValueError(f"+data.source.mask={self.mask} masks one file, but there are {len(files)}")
+            raise ValueError(f"data.source.mask={self.mask} masks one file, but there are {len(files)}")
         selection = Selection(self.key, self.mask, self.shape, self.dtype)
         return [
             (file, piece)
@@ -182,8 +182,8 @@ def _unpadded(documents: Iterator[tuple[Path, Document]], zeros: str | None) -> 
         if zeros is None and empty > MAX_ZERO_ROWS * seen:
             raise ValueError(
                 f"{empty} of the first {seen} rows are all zero, up to one in {file}: name what says which rows are "
-                "tokens by +data.source.mask=, or, without such a mask, add +data.source.zeros=drop if they are padding"
-                " or +data.source.zeros=keep if they are tokens"
+                "tokens by data.source.mask=, or, without such a mask, add data.source.zeros=drop if they are padding"
+                " or data.source.zeros=keep if they are tokens"
             )
         if len(next(iter(document.values()))):  # nothing is left of a document that is padding throughout
             yield file, document

@@ -36,7 +36,7 @@ class TextFiles:
 
     Attributes:
         files: a file, a folder, a glob pattern, or a list of these.
-        column: the column of the text in files with rows.
+        column: the column of the text in files with rows; null: `text`, or else one of chats.
         passage: approximate number of characters in a passage of plain text; null: each line is a document, such as a
             prompt.
         buffer: documents in memory, from which the next is drawn.
@@ -45,7 +45,7 @@ class TextFiles:
     """
 
     files: str | Sequence[str]
-    column: str = "text"
+    column: str | None = None
     passage: int | None = 8000
     buffer: int = 10_000
     encoding: str | None = None
@@ -62,7 +62,7 @@ class TextFiles:
         kind = kind_of(file)
         if kind != "text":
             return column_of(file, kind, self.column, self.encoding)
-        lines = column_of(file, kind, "text", self.encoding)
+        lines = column_of(file, kind, None, self.encoding)
         return lines if self.passage is None else joined(lines, self.passage)
 
 
@@ -74,15 +74,15 @@ def kind_of(file: Path) -> str:
     return KINDS[suffix]
 
 
-def column_of(file: Path, kind: str, column: str, encoding: str | None = None) -> Iterator[str]:
-    """Yield the texts in a column, row by row. Raise ValueError if it is missing or the file cannot be read."""
+def column_of(file: Path, kind: str, column: str | None, encoding: str | None = None) -> Iterator[str]:
+    """Yield the texts in a column, row by row; None: see `TextFiles`. Raise ValueError if there is none to be read."""
     for number, row in enumerate(_rows(file, kind, encoding), 1):
         if number == 1 and isinstance(row.get(_chat_column(row)), list):
             log.warning("%s holds chats: turns are read as `role: content`, without the tokenizer's template", file)
-        name = _chat_column(row) if column == "text" else column
+        name = column or _chat_column(row)
         if name not in row:
             raise ValueError(
-                f"{file} has no column {column}: it has {', '.join(map(str, row))}; name one by +data.source.column="
+                f"{file} has no column {name}: it has {', '.join(map(str, row))}; name one by data.source.column="
             )
         yield text_of(row[name], f"{file}, row {number}, column {name},")
 
@@ -105,7 +105,7 @@ def text_of(value: Any, where: str) -> str:
             "store your model's activations on them and read these by model=dump"
         )
     kind = "a struct" if isinstance(value, Mapping) else type(value).__name__
-    raise ValueError(f"{where} holds {kind}, not text: name a column of text by +data.source.column=")
+    raise ValueError(f"{where} holds {kind}, not text: name a column of text by data.source.column=")
 
 
 def _turn(turn: Mapping[str, Any], where: str) -> str:
@@ -128,7 +128,7 @@ def _rows(file: Path, kind: str, encoding: str | None) -> Iterator[dict[str, Any
 def _advice(file: Path, kind: str, encoding: str | None) -> str:
     """Return what to do about a file that cannot be read as its kind."""
     if kind != "parquet" and encoding is None and not file.name.endswith(".gz"):
-        return f"it is damaged, no {kind}, or not UTF-8: write it again, or say +data.source.encoding=latin-1 or utf-16"
+        return f"it is damaged, no {kind}, or not UTF-8: write it again, or say data.source.encoding=latin-1 or utf-16"
     return f"it is damaged or no {kind}: write it again"
 
 
