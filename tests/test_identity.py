@@ -1,5 +1,6 @@
 """Ids follow from settings by name: code may move and options may be added, and no id changes."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from omegaconf import OmegaConf
 from sae_outliers import config
 from sae_outliers.config import Role, role_of, roles
 from sae_outliers.results.layout import is_finished
-from sae_outliers.results.record import read_records, read_row
+from sae_outliers.results.record import read_records, read_row, write_row
 from sae_outliers.results.settings import activation_settings, settings_of
 from sae_outliers.runs.former_ids import former_run_digests, former_store_digest
 from sae_outliers.runs.identity import run_directories, store_directory, store_settings
@@ -178,6 +179,26 @@ def test_a_record_of_version_0_1_gets_its_settings_from_the_config_beside_it(tmp
     settings = read_row(directory)["settings"]
     assert settings == settings_of(OmegaConf.to_container(cfg, resolve=True))  # type: ignore[arg-type]
     assert settings["data.tokens_per_item"] == 8
+
+
+def test_a_config_is_read_only_as_it_was_written_where_the_record_says_how(tmp_path: Path) -> None:
+    directory = tmp_path / "runs" / "minilm" / "5" / "abc"
+    directory.mkdir(parents=True)
+    text = OmegaConf.to_yaml(composed(*SMALL, "train=none"), resolve=True)
+    (directory / "config.yaml").write_text(text)
+    write_row(directory, {"model": "minilm", "layer": 5, "centering": "off"})
+    known = json.loads((directory / "record.json").read_text())["digests"]["config.yaml"]
+    assert known == hashlib.sha256(text.encode()).hexdigest()
+    assert read_row(directory)["settings"]["n_eval"] == 2000
+    (directory / "config.yaml").write_text(text.replace("n_eval: 2000", "n_eval: 3000"))
+    with pytest.raises(
+        ValueError, match=r"config\.yaml is damaged \(its digest is not the one in record\.json\): delete"
+    ):
+        read_row(directory)
+    row = json.loads((directory / "record.json").read_text())
+    del row["digests"]["config.yaml"]  # as records were before it had one
+    (directory / "record.json").write_text(json.dumps(row))
+    assert read_row(directory)["settings"]["n_eval"] == 3000
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "\0" * 9, '{"model": "m", "digests": {"record": "0"}}'])

@@ -15,7 +15,7 @@ from sae_outliers.utils.files import digest, file_digest, read_regular
 log = logging.getLogger(__name__)
 
 DIGESTS = "digests"  # SHA-256 of the run's files by name; "record": of all other columns
-VERIFIED = ("features.parquet", "curves.parquet", "sae.safetensors")
+VERIFIED = ("config.yaml", "features.parquet", "curves.parquet", "sae.safetensors")
 
 
 def own_digest(row: dict[str, Any]) -> str:

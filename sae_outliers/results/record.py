@@ -10,9 +10,9 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from sae_outliers.results.integrity import DIGESTS, VERIFIED, damaged, is_whole, own_digest, read_whole
+from sae_outliers.results.integrity import DIGESTS, VERIFIED, damaged, is_whole, own_digest, read_whole, verified
 from sae_outliers.results.settings import settings_of
-from sae_outliers.utils.files import file_digest, read_regular, sync, write_json
+from sae_outliers.utils.files import file_digest, sync, write_json
 
 SCHEMA_VERSION = 2  # raised whenever a column changes its meaning
 
@@ -42,11 +42,14 @@ def upgrade(row: dict[str, Any], directory: Path) -> dict[str, Any]:
     if "settings" in row:
         return row
     try:
-        config = yaml.load(read_regular(directory / "config.yaml"), yaml.CSafeLoader)
-        return row | {"settings": settings_of(config)}
+        content = verified(directory, "config.yaml", row.get(DIGESTS))
     except FileNotFoundError:
         return row | {"settings": None}
-    except (OSError, yaml.YAMLError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except OSError as error:
+        raise damaged(directory / "config.yaml", error) from error
+    try:
+        return row | {"settings": settings_of(yaml.load(content, yaml.CSafeLoader))}
+    except (yaml.YAMLError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise damaged(directory / "config.yaml", f"{type(error).__name__}: {error}") from error
 
 
