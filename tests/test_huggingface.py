@@ -143,3 +143,34 @@ def test_other_types_are_had_by_asking_and_layers_are_float32_all_the_same(
 def test_a_type_that_does_not_exist_is_refused(bert: Path) -> None:
     with pytest.raises(ValueError, match="dtype=float is not known: use float32, bfloat16, float16 or null"):
         load(bert, context=32, dtype="float")
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("llama")
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(vocab_size=len(WORDS), max_position_embeddings=8, **sizes)
+    transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    write_tokenizer(folder, False, bos_token="[CLS]", eos_token="[SEP]", pad_token="[PAD]")
+    return folder
+
+
+def test_rotary_positions_go_on_beyond_those_of_training_with_a_warning(
+    llama: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    backbone = load(llama, context=11, shortest=1)
+    assert "context=11 is more than the 8 positions that" in caplog.text
+    assert len(states(backbone, [ALPHABET], layer=2)) == 11
+    caplog.clear()
+    load(llama, context=8, shortest=1)
+    assert "positions" not in caplog.text
+
+
+def test_learned_positions_end_where_their_table_does(bert: Path, gpt2: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for folder, positions in ((bert, 512), (gpt2, 1024)):
+        with pytest.raises(ValueError, match=rf"context={positions + 1} is more than the {positions} positions"):
+            load(folder, context=positions + 1)
+    monkeypatch.setattr(transformers.BertConfig, "rope_theta", 1e4, raising=False)  # as ESM's says of either kind
+    with pytest.raises(ValueError, match="more than the 512 positions"):
+        load(bert, context=513)
