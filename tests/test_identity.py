@@ -43,8 +43,8 @@ OF_VERSION_0_1 = [
     (["revival=ghost_grads", *TRAINED], "93a67f9be01c"),
     (["sae=jumprelu", "revival=preact_loss", *TRAINED], "97111eb928f4"),
 ]
-# Of gpt2's first layer on one's own files, before their yamls named all options: ids of the run and the store, and those
-# of version 0.1.
+# Of gpt2's first layer on one's own files, before their yamls named all options: ids of the run and the store, and
+# those of version 0.1.
 OF_OWN_FILES = [
     (["data=text_files", "data.source.files=none"], "c766103b9167 7358d97a178f e5a8800b4e73 22c28173f229"),
     (

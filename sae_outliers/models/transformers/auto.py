@@ -21,7 +21,7 @@ from sae_outliers.models.transformers.remote_code import (
     permitted_code,
     revision_kwargs,
 )
-from sae_outliers.models.windows import TokenWindows, special_tokens_around, wants_spaces
+from sae_outliers.models.windows import TokenWindows, largest_id, special_tokens_around, wants_spaces
 
 log = logging.getLogger(__name__)
 
@@ -141,9 +141,8 @@ def refuse_more_than_it_has(checkpoint: str | Path, network: nn.Module, tokenize
         if not _is_rotary(network):
             raise ValueError(sentence)
         log.warning("%s, unless you want to see it beyond them", sentence)
-    largest = max(tokenizer.get_vocab().values(), default=-1) if hasattr(tokenizer, "get_vocab") else -1
-    vocabulary = _vocabulary(network)
-    if vocabulary is not None and largest >= vocabulary:
+    largest, vocabulary = largest_id(tokenizer), _vocabulary(network)
+    if vocabulary is not None and largest is not None and largest >= vocabulary:
         raise ValueError(
             f"the tokenizer of {checkpoint} has ids up to {largest}, but the model has embeddings for {vocabulary}: "
             "they do not belong together; put the model's own tokenizer into the folder"
@@ -196,9 +195,13 @@ def _tokenizer(checkpoint: str | Path, options: dict[str, Any]) -> Any:
     return tokenizer
 
 
-def _with_spaces(windows: TokenWindows) -> Callable[[str], Iterator[list[int]]]:
+def _with_spaces(windows: TokenWindows) -> Callable[[Any], Iterator[list[int]]]:
     """Return the windows' `items`, for documents whose residues stand without spaces."""
-    return lambda document: windows.items(" ".join(document.replace(" ", "")))
+
+    def items(document: Any) -> Iterator[list[int]]:
+        return windows.items(" ".join(document.replace(" ", "")) if isinstance(document, str) else document)
+
+    return items
 
 
 def _positions_first(output: Any) -> Tensor:
