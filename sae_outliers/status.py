@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from tabulate import tabulate
 
 from sae_outliers.sweeps.manifest import Manifest, read_manifests
@@ -33,7 +32,7 @@ from sae_outliers.sweeps.throughput import (
     seconds_left,
 )
 from sae_outliers.sweeps.trusted import check_command
-from sae_outliers.utils.boundary import one_sentence
+from sae_outliers.utils.boundary import one_sentence, visible
 from sae_outliers.utils.instantiate import ONLY_NAMED
 from sae_outliers.utils.progress import duration
 
@@ -49,29 +48,18 @@ class StatusConfig:
 
 
 def main(arguments: Sequence[str]) -> None:
+    config: Any = OmegaConf.merge(OmegaConf.structured(StatusConfig), OmegaConf.from_cli(list(arguments)))
+    results_dir = Path(config.results_dir)
+    if config.retry:
+        sys.exit(retry(results_dir, config.trust_remote_code))
     try:
-        config: Any = OmegaConf.merge(OmegaConf.structured(StatusConfig), OmegaConf.from_cli(list(arguments)))
-        results_dir = Path(config.results_dir)
-        if config.retry:
-            sys.exit(retry(results_dir, config.trust_remote_code))
         print(visible(status(results_dir)), end="", flush=True)
         while config.watch is not None:
             time.sleep(config.watch)
             text = visible(status(results_dir))
             print(CLEAR_SCREEN if sys.stdout.isatty() else "\n", text, sep="", end="", flush=True)
-    except OmegaConfBaseException as error:
-        sys.exit(str(error).splitlines()[0])
-    except ValueError as error:
-        sys.exit(visible(str(error)))
-    except BrokenPipeError:  # `status | head` has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except KeyboardInterrupt:
+    except KeyboardInterrupt:  # nothing is left to go on with
         sys.exit(130)
-
-
-def visible(text: str) -> str:
-    """Return the text with control characters escaped: logs and manifests may be others', and terminals obey them."""
-    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 
 # --- the table ------------------------------------------------------------------------------------------

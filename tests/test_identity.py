@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 
 from sae_outliers import config
 from sae_outliers.config import Role, role_of, roles
+from sae_outliers.results import integrity
 from sae_outliers.results.layout import is_finished
 from sae_outliers.results.record import read_records, read_row, write_row
 from sae_outliers.results.settings import activation_settings, settings_of
@@ -215,6 +216,15 @@ def test_a_broken_record_is_named_and_counts_as_missing(
     assert caplog.text.count("abc/record.json") == 1
     with pytest.raises(ValueError, match=r"abc/record.json is .*; delete it and run its job again"):
         read_row(broken)
+
+
+def test_a_record_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = tmp_path / "runs" / "m" / "1" / "abc"
+    write(directory, {"model": "m", "layer": 1, "centering": "off", "settings": {}})
+    read: list[Path] = []
+    monkeypatch.setattr(integrity, "read_regular", lambda path: (read.append(path), path.read_bytes())[1])
+    assert len(read_records(tmp_path)) == 1
+    assert read == [directory / "record.json"]
 
 
 def test_a_number_is_the_same_setting_with_and_without_a_point() -> None:

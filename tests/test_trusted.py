@@ -10,8 +10,8 @@ from omegaconf import OmegaConf
 from sae_outliers import status
 from sae_outliers.config import expand
 from sae_outliers.sae.base import sae_type
-from sae_outliers.status import visible
 from sae_outliers.sweeps.trusted import check_command
+from sae_outliers.utils.boundary import visible
 from sae_outliers.utils.instantiate import ONLY_NAMED, instantiate
 from tests.conftest import composed
 

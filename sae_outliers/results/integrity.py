@@ -35,14 +35,13 @@ def read_whole(path: Path) -> dict[str, Any]:
     return row
 
 
-def is_whole(directory: Path) -> bool:
-    """Whether a run's record can be read and is as it was written. What is wrong with it is logged once."""
+def read_if_whole(path: Path) -> dict[str, Any] | None:
+    """Return a record; None if it cannot be read or is not as it was written, of which a warning tells once."""
     try:
-        read_whole(directory / "record.json")
+        return read_whole(path)
     except (OSError, ValueError) as error:
         _warn_once(f"{error}. It counts as missing")
-        return False
-    return True
+        return None
 
 
 @cache

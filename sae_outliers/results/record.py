@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from sae_outliers.results.integrity import DIGESTS, VERIFIED, damaged, is_whole, own_digest, read_whole, verified
+from sae_outliers.results.integrity import DIGESTS, VERIFIED, damaged, own_digest, read_if_whole, read_whole, verified
 from sae_outliers.results.settings import settings_of
 from sae_outliers.utils.files import file_digest, sync, write_json
 
@@ -61,7 +61,7 @@ def read_records(results_dir: Path) -> pd.DataFrame:
     Raises:
         ValueError: the config beside a record of version 0.1 is damaged (the path is named).
     """
-    found = [path.parent for path in sorted((results_dir / "runs").glob("*/*/*/record.json"))]
-    directories = [directory for directory in found if is_whole(directory)]
-    frame = pd.DataFrame([read_row(directory) | {"run_dir": str(directory)} for directory in directories])
+    found = ((path.parent, read_if_whole(path)) for path in sorted((results_dir / "runs").glob("*/*/*/record.json")))
+    rows = [upgrade(row, folder) | {"run_dir": str(folder)} for folder, row in found if row is not None]
+    frame = pd.DataFrame(rows)
     return frame if frame.empty else frame.sort_values(["model", "layer", "centering"], ignore_index=True)

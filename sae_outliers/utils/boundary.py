@@ -51,7 +51,13 @@ def named(what: str) -> Iterator[None]:
         raise ValueError(f"{what}: {sentence_of(error)}") from error
 
 
+def visible(text: str) -> str:
+    """Return the text with control characters escaped: logs and manifests may be others', and terminals obey them."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+
+
 def _say(sentence: str) -> None:
+    sentence = visible(sentence)
     if logging.getLogger().handlers:
         logging.getLogger("sae_outliers").error("%s", sentence)
     else:
