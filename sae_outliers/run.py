@@ -10,12 +10,13 @@ from hydra.types import RunMode
 
 from sae_outliers.config import RunConfig
 from sae_outliers.paths import CONF
-from sae_outliers.runs.execute import composed_variants, run
 from sae_outliers.utils.boundary import one_sentence
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def main(cfg: RunConfig) -> None:
+    from sae_outliers.runs.execute import composed_variants, run  # loads torch, which --help does without
+
     variants = composed_variants(cfg, HydraConfig.get().overrides.task)
     if cfg.dry_run and HydraConfig.get().mode != RunMode.MULTIRUN:
         raise ValueError("dry_run=true plans a sweep: add -m")

@@ -1,7 +1,8 @@
+import logging
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
 
 import sae_outliers.models  # noqa: F401 - first, for it makes torchvision importable to transformers
+from sae_outliers.__main__ import main
 from sae_outliers.config import register
 from sae_outliers.sweeps.expand import Combinations
 
@@ -51,6 +53,33 @@ def command(tmp_path: Path) -> Run:
         )  # fmt: skip
 
     return run
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Run]:
+    """As `command`, in this process: a new one takes 2 to 6 s of CPU until it has loaded what is loaded here."""
+    handlers, level = list(logging.root.handlers), logging.root.level
+
+    def run(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        into = [] if any(one.startswith("results_dir=") for one in arguments) else [f"results_dir={tmp_path}"]
+        typed = [module.rpartition(".")[2].replace("_", "-"), *arguments, *into]
+        monkeypatch.setattr(sys, "argv", ["sae-outliers", *typed])
+        capfd.readouterr()
+        logging.root.handlers.clear()  # as in a new process: errors go where no handler takes them
+        try:
+            main()
+            status: Any = 0
+        except SystemExit as end:
+            status = end.code or 0
+        if isinstance(status, str):  # as Python ends a program
+            print(status, file=sys.stderr)
+            status = 1
+        return subprocess.CompletedProcess(typed, status, *capfd.readouterr())
+
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    yield run
+    logging.root.handlers[:], logging.root.level = handlers, level  # Hydra sets its own
 
 
 @pytest.fixture

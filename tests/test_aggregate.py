@@ -411,15 +411,6 @@ def test_nothing_that_was_ever_written_stays(tmp_path: Path) -> None:
     }
 
 
-def test_aggregation_loads_no_torch() -> None:
-    code = (
-        "import sys, sae_outliers.aggregate; from sae_outliers.analysis.make import measured_columns; "
-        "measured_columns(); assert 'torch' not in sys.modules"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-
-
 def test_expected_layers_come_from_model_configs(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("# @package _global_\nmodel:\n  name: a\n  last_layer: 3\n")
     (tmp_path / "af.yaml").write_text("name: af\nfirst_layer: 0\nlast_layer: 0\nloader: {x: '${y}'}\n")

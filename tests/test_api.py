@@ -21,7 +21,7 @@ def in_a_new_process(code: str) -> str:
 
 
 def test_the_import_loads_nothing_and_all_names_load_without_the_models() -> None:
-    """`sae_outliers.models` patches torchvision, which no notebook that trains an SAE asks for."""
+    """`sae_outliers.models` prepares torchvision, which no notebook that trains an SAE asks for."""
     heavy = "[name for name in ('torch', 'numpy', 'hydra', 'sae_outliers.models') if name in sys.modules]"
     printed = in_a_new_process(
         f"import sys, sae_outliers; print({heavy}); from sae_outliers import *; print({heavy}); print(TopK.__name__)"

@@ -17,6 +17,7 @@ from tests.benchmarks.plan import Size
 from tests.benchmarks.timing import interleaved
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.slow  # `make bench` itself takes 80 s
 CPU = torch.device("cpu")
 
 

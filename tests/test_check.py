@@ -19,8 +19,8 @@ from tests.conftest import Run, composed
 
 
 @pytest.mark.weights
-def test_it_prints_shapes_gamma_and_memory_and_leaves_nothing_on_the_disk(command: Run, tmp_path: Path) -> None:
-    done = command("sae_outliers.run", "model=offline/minilm", "layer=[2,6]", "check=true", "tracker=none")
+def test_it_prints_shapes_gamma_and_memory_and_leaves_nothing_on_the_disk(here: Run, tmp_path: Path) -> None:
+    done = here("sae_outliers.run", "model=offline/minilm", "layer=[2,6]", "check=true", "tracker=none")
     assert done.returncode == 0, done.stderr
     said = done.stdout + done.stderr
     assert "minilm: 6 blocks, 2.271e+07 parameters, loaded in" in said
@@ -57,10 +57,8 @@ def test_an_error_of_a_constructor_comes_out_as_it_was_raised() -> None:
     (["model=timm", "name=no_such_model"], "has no model 'no_such_model'"),
     (["model=evo"], "is run by Python code from togethercomputer/evo-1-131k-base at revision"),
 ])  # fmt: skip
-def test_what_is_missing_is_said_in_a_line_without_a_traceback(
-    command: Run, arguments: list[str], message: str
-) -> None:
-    done = command("sae_outliers.run", *arguments, "layer=middle", "check=true", "tracker=none")
+def test_what_is_missing_is_said_in_a_line_without_a_traceback(here: Run, arguments: list[str], message: str) -> None:
+    done = here("sae_outliers.run", *arguments, "layer=middle", "check=true", "tracker=none")
     assert done.returncode == 1
     assert message in done.stdout + done.stderr
     assert "Traceback" not in done.stdout + done.stderr

@@ -76,10 +76,10 @@ def test_a_layer_that_the_model_does_not_have_or_reach_is_named(minilm: Any) -> 
 def test_an_interrupted_extraction_goes_on_and_gives_the_same_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = config(tmp_path / "whole", "n_eval=3000")
+    whole = config(tmp_path / "whole", "n_eval=1000", "data.batch_size=2")
     extract(whole, [1, 2])
 
-    cut = config(tmp_path / "cut", "n_eval=3000")
+    cut = config(tmp_path / "cut", "n_eval=1000", "data.batch_size=2")
     calls = 0
 
     def capture_twice(*arguments: Any) -> Any:
@@ -93,7 +93,7 @@ def test_an_interrupted_extraction_goes_on_and_gives_the_same_bytes(
     with pytest.raises(KeyboardInterrupt):
         extract(cut, [1, 2])
     monkeypatch.undo()
-    assert 0 < LayerFiles(store_directory(cut), 2).extent().tokens < 3000
+    assert 0 < LayerFiles(store_directory(cut), 2).extent().tokens < 1000
     extract(cut, [1, 2])
     for layer in (1, 2):
         one, other = LayerFiles(store_directory(whole), layer), LayerFiles(store_directory(cut), layer)
@@ -108,7 +108,7 @@ from sae_outliers.runs.activations import extract as runs_extract
 from tests.test_extract import config
 from pathlib import Path
 
-extract.SHARD_BYTES = 3 << 20  # a shard every other batch
+extract.SHARD_BYTES = 900_000  # a shard every other batch
 capture, calls = stream.capture, 0
 
 def killed_at_the_sixth(*arguments):
@@ -119,7 +119,7 @@ def killed_at_the_sixth(*arguments):
     return capture(*arguments)
 
 stream.capture = killed_at_the_sixth
-runs_extract(config(Path(sys.argv[1]), "n_eval=6000", "data.batch_size=4"), [1, 2])
+runs_extract(config(Path(sys.argv[1]), "n_eval=1500", "data.batch_size=1"), [1, 2])
 """
 
 
@@ -127,12 +127,12 @@ runs_extract(config(Path(sys.argv[1]), "n_eval=6000", "data.batch_size=4"), [1, 
 def test_after_a_kill_it_goes_on_from_the_last_whole_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     killed = subprocess.run([sys.executable, "-c", KILLED, tmp_path / "cut"], cwd=ROOT, capture_output=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    cut = config(tmp_path / "cut", "n_eval=6000", "data.batch_size=4")
+    cut = config(tmp_path / "cut", "n_eval=1500", "data.batch_size=1")
     left = LayerFiles(store_directory(cut), 1).extent()
-    assert left.items == 16  # five batches of four items came in, and the fifth was not written yet
-    monkeypatch.setattr(extraction, "SHARD_BYTES", 3 << 20)
+    assert left.items == 4  # five batches of one item came in, and the fifth was not written yet
+    monkeypatch.setattr(extraction, "SHARD_BYTES", 900_000)
     extract(cut, [1, 2])
-    whole = config(tmp_path / "whole", "n_eval=6000", "data.batch_size=4")
+    whole = config(tmp_path / "whole", "n_eval=1500", "data.batch_size=1")
     extract(whole, [1, 2])
     one, other = LayerFiles(store_directory(whole), 2), LayerFiles(store_directory(cut), 2)
     assert one.rows_path.read_bytes() == other.rows_path.read_bytes()
@@ -141,7 +141,7 @@ def test_after_a_kill_it_goes_on_from_the_last_whole_shard(tmp_path: Path, monke
 
 @pytest.mark.weights
 def test_a_store_is_reused_extended_and_joined_by_other_layers(tmp_path: Path) -> None:
-    small, large = config(tmp_path, "n_eval=1000"), config(tmp_path, "n_eval=4000")
+    small, large = config(tmp_path, "n_eval=500"), config(tmp_path, "n_eval=1500")
     assert store_directory(small) == store_directory(large)
     assert store_directory(small) != store_directory(config(tmp_path, "seed=1"))
     extract(small, [1])
@@ -149,8 +149,8 @@ def test_a_store_is_reused_extended_and_joined_by_other_layers(tmp_path: Path) -
     extract(small, [1])
     assert LayerFiles(store_directory(small), 1).rows_path.stat().st_mtime_ns == written
     extract(large, [1, 2])
-    first, second = (LayerTokens(LayerFiles(store_directory(large), layer), 4000, 0, False) for layer in (1, 2))
-    assert sum(len(x) for x in first.eval_chunks()) == sum(len(x) for x in second.eval_chunks()) == 4000
+    first, second = (LayerTokens(LayerFiles(store_directory(large), layer), 1500, 0, False) for layer in (1, 2))
+    assert sum(len(x) for x in first.eval_chunks()) == sum(len(x) for x in second.eval_chunks()) == 1500
 
 
 @pytest.mark.weights

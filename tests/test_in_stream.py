@@ -8,11 +8,11 @@ import torch
 from sae_outliers.activations.store import DOC_START, SPECIAL
 from sae_outliers.config import RunConfig, expand
 from sae_outliers.results.record import read_records
-from sae_outliers.run import run
+from sae_outliers.runs.execute import run
 from sae_outliers.runs.streaming import measure_in_stream, up_to
 from tests.conftest import Run, composed
 
-SIZE = ["train=none", "n_eval=1500", "sae.n_features=256", "sae.k=8", "tracker=none"]
+SIZE = ["train=none", "n_eval=600", "sae.n_features=256", "sae.k=8", "tracker=none"]
 VARIANTS = 'variants=["", "centering=on", "centering=whiten", "special_tokens=false init.b_dec=mean"]'
 FIGURES = ["gamma", "gamma_raw", "gamma_with_special", "effective_rank", "gamma_sae_input", "dead_pct_init_topk",
            "dead_pct_init_relu", "alignment_dead_init", "d_model", "run_id", "n_eval"]  # fmt: skip
@@ -25,11 +25,11 @@ def run_with(*overrides: str) -> None:
 
 @pytest.mark.weights
 def test_without_a_store_the_records_are_those_with_one_and_nothing_else_is_left_on_the_disk(tmp_path: Path) -> None:
-    common = ["model=offline/minilm", "layer=[2,5,6]", VARIANTS, *SIZE]
+    common = ["model=offline/minilm", "layer=[2,6]", VARIANTS, *SIZE]
     run_with(*common, f"results_dir={tmp_path / 'stored'}")
     run_with(*common, f"results_dir={tmp_path / 'streamed'}", "store=false")
     stored, streamed = (read_records(tmp_path / name) for name in ("stored", "streamed"))
-    assert len(stored) == len(streamed) == 12
+    assert len(stored) == len(streamed) == 8
     keys = ["layer", "centering", "init_b_dec"]
     stored, streamed = (frame.sort_values(keys, ignore_index=True) for frame in (stored, streamed))
     for column in FIGURES:
@@ -45,7 +45,7 @@ def test_without_a_store_the_records_are_those_with_one_and_nothing_else_is_left
 def test_data_that_end_too_early_are_named(tmp_path: Path) -> None:
     cfg = composed("model=synthetic/sparse", "store=false", f"results_dir={tmp_path}", *SIZE)
     cfg.data.source = {"_target_": "tests.test_in_stream.two_numbers"}
-    with pytest.raises(ValueError, match="data=numbers has only 512 tokens for synthetic, but n_eval asks for 1500"):
+    with pytest.raises(ValueError, match="data=numbers has only 512 tokens for synthetic, but n_eval asks for 600"):
         measure_in_stream([cfg], [1])
 
 
@@ -63,12 +63,10 @@ def test_the_rows_that_hold_so_many_tokens() -> None:
 
 
 @pytest.mark.weights
-def test_a_sweep_without_a_store_is_one_job_a_model_and_finished_ones_are_recognised(
-    command: Run, tmp_path: Path
-) -> None:
+def test_a_sweep_without_a_store_is_one_job_a_model_and_finished_ones_are_recognised(here: Run, tmp_path: Path) -> None:
     arguments = ["-m", "model=offline/minilm,offline/sapiens", "experiment=init_table", *SIZE]
-    done = command("sae_outliers.run", *arguments)
+    done = here("sae_outliers.run", *arguments)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "2 job(s) done, 0 finished before, 0 failed" in done.stdout
     assert len(read_records(tmp_path)) == (6 + 4) * 4
-    assert "0 job(s) to run, 2 finished before" in command("sae_outliers.run", *arguments).stdout
+    assert "0 job(s) to run, 2 finished before" in here("sae_outliers.run", *arguments).stdout

@@ -9,9 +9,9 @@ from omegaconf import OmegaConf
 from torch.utils.flop_counter import FlopCounterMode
 
 from sae_outliers.config import roles
-from sae_outliers.run import run
 from sae_outliers.runs import identity
 from sae_outliers.runs.activations import extract
+from sae_outliers.runs.execute import run
 from sae_outliers.sweeps import cost as costs
 from sae_outliers.sweeps.plan import Plan, plan
 from sae_outliers.sweeps.slurm import profile
@@ -212,8 +212,8 @@ def test_a_models_memory_and_disk_follow_from_its_yaml() -> None:
     assert in_stream.operations > 2 * 20_000 * 2 * 124e6
 
 
-def test_a_dry_run_prints_the_plan_and_a_script_of_each_kind_and_writes_nothing(command: Run, tmp_path: Path) -> None:
-    done = command(
+def test_a_dry_run_prints_the_plan_and_a_script_of_each_kind_and_writes_nothing(here: Run, tmp_path: Path) -> None:
+    done = here(
         "sae_outliers.run", "-m", "model=glob(*,exclude=[e*,d*,s*,p*,g*])", "layer=all", "centering=off,on", "pack=3",
         "dry_run=true", "hydra/launcher=slurm",
     )  # fmt: skip

@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 
 from sae_outliers.activations import extract as extraction
 from sae_outliers.activations.store import LayerFiles
-from sae_outliers.run import run
 from sae_outliers.runs.activations import extract
+from sae_outliers.runs.execute import run
 from sae_outliers.runs.identity import store_directory
 from sae_outliers.sweeps.slurm.task import SlurmTask, task_outcome
 from sae_outliers.sweeps.task import Task

@@ -39,16 +39,16 @@ def test_each_launcher_of_conf_names_a_scheduler_that_is_registered_and_opens_wi
     (["hydra/sweeper=basic"], "the scheduler auto takes whole plans: leave hydra/sweeper=layers as it is"),
 ])  # fmt: skip
 def test_a_scheduler_that_is_not_there_and_a_sweeper_that_makes_no_plans_are_refused(
-    arguments: list[str], message: str, command: Run, tmp_path: Path
+    arguments: list[str], message: str, here: Run, tmp_path: Path
 ) -> None:
-    done = command("sae_outliers.run", "-m", *SMALL, *arguments)
+    done = here("sae_outliers.run", "-m", *SMALL, *arguments)
     assert done.returncode == 1
     assert message in done.stdout + done.stderr
     assert not (tmp_path / "runs").exists()
 
 
-def test_hydras_own_launcher_runs_a_plan_too(command: Run, tmp_path: Path) -> None:
-    done = command("sae_outliers.run", "-m", *SMALL, "hydra/launcher=basic")
+def test_hydras_own_launcher_runs_a_plan_too(here: Run, tmp_path: Path) -> None:
+    done = here("sae_outliers.run", "-m", *SMALL, "hydra/launcher=basic")
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith("1 job(s) done, 0 finished before, 0 failed\n")
     assert len(list(tmp_path.glob("runs/*/*/*/record.json"))) == 1

@@ -263,13 +263,13 @@ def test_the_tasks_of_an_array_in_short() -> None:
 
 
 def test_slurm_by_name_where_there_is_none_and_a_dry_run_without_a_sweep_are_refused(
-    command: Run, programs: Path, tmp_path: Path
+    here: Run, programs: Path, tmp_path: Path
 ) -> None:
     arguments = ("model=synthetic/sparse", "train=none", "tracker=none")
-    done = command("sae_outliers.run", "-m", *arguments, "hydra/launcher=slurm")
+    done = here("sae_outliers.run", "-m", *arguments, "hydra/launcher=slurm")
     assert done.returncode == 1
     assert "hydra/launcher=slurm: there is no sbatch on the path; dry_run=true needs none" in done.stdout + done.stderr
-    alone = command("sae_outliers.run", *arguments, "dry_run=true")
+    alone = here("sae_outliers.run", *arguments, "dry_run=true")
     assert alone.returncode == 1
     assert "dry_run=true plans a sweep: add -m" in alone.stderr + alone.stdout
     assert not (tmp_path / "runs").exists()

@@ -496,10 +496,10 @@ def record_of(folder: Path) -> dict[str, Any]:
 SMALL = ("layer=0", "train=none", "tracker=none", "sae.n_features=256", "sae.k=8", "device=cpu")
 
 
-def test_a_dump_is_measured_from_end_to_end(command: Run, tmp_path: Path) -> None:
+def test_a_dump_is_measured_from_end_to_end(here: Run, tmp_path: Path) -> None:
     array = made(2000, 24) + 5 * made(24, seed=1)
     path = as_npy(tmp_path / "acts", array)
-    done = command("sae_outliers.run", "model=dump", f"path={path}", *SMALL, "n_eval=2000")
+    done = here("sae_outliers.run", "model=dump", f"path={path}", *SMALL, "n_eval=2000")
     assert done.returncode == 0, done.stderr
     record = record_of(tmp_path)
     assert record["gamma"] == pytest.approx(gamma_of(array), rel=1e-4)
@@ -507,21 +507,21 @@ def test_a_dump_is_measured_from_end_to_end(command: Run, tmp_path: Path) -> Non
     assert record["model"] == f"{path.parent.name}--acts"
 
 
-def test_a_dump_of_layers_gives_gamma_by_depth(command: Run, tmp_path: Path) -> None:
+def test_a_dump_of_layers_gives_gamma_by_depth(here: Run, tmp_path: Path) -> None:
     arrays = layered(tmp_path / "acts", [0, 1])
     for layer, array in enumerate(arrays):
         array[:, 0] = array[:, 1]  # the counter of rows is no activation
         np.save(tmp_path / f"acts/layer_{layer:02}.npy", array)
     path = tmp_path / "acts/layer_{layer}.npy"
     settings = ("layer=all", *SMALL[1:], "n_eval=2500")
-    done = command("sae_outliers.run", "model=dump", f'path="{path}"', "model.name=two", *settings)
+    done = here("sae_outliers.run", "model=dump", f'path="{path}"', "model.name=two", *settings)
     assert done.returncode == 0, done.stderr
     gammas = {p.parts[-3]: json.loads(p.read_text())["gamma"] for p in tmp_path.glob("runs/*/*/*/record.json")}
     assert gammas == {str(i): pytest.approx(gamma_of(array), rel=1e-4) for i, array in enumerate(arrays)}
 
 
 @pytest.mark.slow
-def test_alphafold_3s_outputs_are_measured_from_end_to_end(command: Run, tmp_path: Path) -> None:
+def test_alphafold_3s_outputs_are_measured_from_end_to_end(here: Run, tmp_path: Path) -> None:
     """Both layouts, because the first releases left the job out of the file name."""
     rng = np.random.default_rng(0)
     mean = rng.normal(0, 20, 384)
@@ -536,7 +536,7 @@ def test_alphafold_3s_outputs_are_measured_from_end_to_end(command: Run, tmp_pat
         )
         singles.append(single)
     np.savez(tmp_path / "af_output/a/distogram.npz", distogram=np.zeros((3, 3, 64), np.float16))
-    done = command("sae_outliers.run", "model=af3", f"path={tmp_path / 'af_output'}", *SMALL, "n_eval=640")
+    done = here("sae_outliers.run", "model=af3", f"path={tmp_path / 'af_output'}", *SMALL, "n_eval=640")
     assert done.returncode == 0, done.stderr
     record = record_of(tmp_path)
     assert record["model"] == "af3"

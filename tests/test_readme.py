@@ -106,9 +106,9 @@ def test_every_command_is_one_that_there_is_and_takes_what_it_is_given(
 
 
 def options_of_command(module: str) -> set[str]:
-    """The fields of the one dataclass in which a command's module declares its options."""
+    """The fields of the one dataclass of options that a command's module names."""
     declared = vars(import_module(module)).values()
-    (options,) = (one for one in declared if is_dataclass(one) and one.__module__ == module and is_options(one))
+    (options,) = (one for one in declared if is_dataclass(one) and is_options(one))
     return {field.name for field in fields(options)}
 
 

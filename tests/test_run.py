@@ -11,15 +11,29 @@ import torch
 from safetensors.torch import load_file
 
 from sae_outliers.activations.store import LayerFiles, LayerTokens
+from sae_outliers.runs.activations import extract
 from sae_outliers.sae.io import fold, load_sae
 from sae_outliers.stats.transforms import postln
-from tests.conftest import Run
+from tests.conftest import Run, composed
 
 pytestmark = pytest.mark.weights
 SMALL = ("model=offline/minilm", "n_eval=2000", "sae.n_features=1024", "sae.k=16", "tracker=none")
 TRAINED = (
     "train.steps=40", "train.n_tokens=4000", "train.batch_size=256", "train.eval_every=20", "train.dead_window=5000",
 )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def layer_3(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The activations that most tests here read."""
+    folder = tmp_path_factory.mktemp("results")
+    extract(composed(*SMALL, *TRAINED, "layer=3", f"results_dir={folder}"), [3])
+    return folder / "activations"
+
+
+@pytest.fixture
+def extracted(layer_3: Path, tmp_path: Path) -> None:
+    shutil.copytree(layer_3, tmp_path / "activations")
 
 
 def records(tmp_path: Path) -> list[dict]:  # type: ignore[type-arg]
@@ -31,13 +45,13 @@ def stored_tokens(tmp_path: Path, layer: int, n_eval: int = 2000) -> torch.Tenso
     return torch.cat(list(LayerTokens(LayerFiles(store, layer), n_eval, 0, False).eval_chunks()))
 
 
-def test_all_layers_at_initialisation_agree_with_a_plain_computation(command: Run, tmp_path: Path) -> None:
-    done = command("sae_outliers.run", *SMALL, "layer=all", "train=none")
+def test_all_layers_at_initialisation_agree_with_a_plain_computation(here: Run, tmp_path: Path) -> None:
+    done = here("sae_outliers.run", *SMALL, "layer=all", "train=none", "n_eval=1000")
     assert done.returncode == 0, done.stderr
     found = {record["layer"]: record for record in records(tmp_path)}
     assert sorted(found) == [1, 2, 3, 4, 5, 6]
     record = found[4]
-    raw = stored_tokens(tmp_path, 4).double().numpy()
+    raw = stored_tokens(tmp_path, 4, 1000).double().numpy()
     x = postln(torch.from_numpy(raw).float()).double().numpy()
     assert record["gamma"] == pytest.approx(np.linalg.norm(x.mean(0)) / np.linalg.norm(x.std(0)), rel=1e-6)
     assert record["gamma_raw"] == pytest.approx(np.linalg.norm(raw.mean(0)) / np.linalg.norm(raw.std(0)), rel=1e-6)
@@ -53,12 +67,13 @@ def test_all_layers_at_initialisation_agree_with_a_plain_computation(command: Ru
     assert 100 * (features.fate_init > 0).mean() == pytest.approx(record["dead_pct_init_topk"])
 
 
+@pytest.mark.usefixtures("extracted")
 @pytest.mark.parametrize("sae", ["topk", "relu"])
 def test_a_trained_run_leaves_curves_and_an_sae_that_folds_and_a_second_call_skips_it(
-    sae: str, command: Run, tmp_path: Path
+    sae: str, here: Run, tmp_path: Path
 ) -> None:
     arguments = (*SMALL, *TRAINED, "layer=3", f"sae={sae}", "centering=whiten")
-    done = command("sae_outliers.run", *arguments)
+    done = here("sae_outliers.run", *arguments)
     assert done.returncode == 0, done.stderr
     (directory,) = (tmp_path / "runs/minilm/3").iterdir()
     (record,) = records(tmp_path)
@@ -78,14 +93,15 @@ def test_a_trained_run_leaves_curves_and_an_sae_that_folds_and_a_second_call_ski
     assert (error / (x - x.mean(0)).square().sum()).item() == pytest.approx(record["fvu"], rel=1e-3)
 
     written = (directory / "record.json").stat().st_mtime_ns
-    again = command("sae_outliers.run", *arguments)
+    again = here("sae_outliers.run", *arguments)
     assert "finished before" in again.stdout + again.stderr
     assert (directory / "record.json").stat().st_mtime_ns == written
 
 
-def test_geometric_median_starts_the_bias_near_the_mean(command: Run, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("extracted")
+def test_geometric_median_starts_the_bias_near_the_mean(here: Run, tmp_path: Path) -> None:
     arguments = (*SMALL, *TRAINED, "layer=3", "centering=geometric_median", "train.steps=1")
-    done = command("sae_outliers.run", *arguments)
+    done = here("sae_outliers.run", *arguments)
     assert done.returncode == 0, done.stderr
     (record,) = records(tmp_path)
     assert record["b_dec_cos"] > 0.95
@@ -103,29 +119,30 @@ def test_geometric_median_starts_the_bias_near_the_mean(command: Run, tmp_path: 
     ],
 )
 def test_bad_input_gets_one_clear_sentence_and_status_1(
-    arguments: list[str], message: str, command: Run, tmp_path: Path
+    arguments: list[str], message: str, here: Run, tmp_path: Path
 ) -> None:
-    done = command("sae_outliers.run", *SMALL, *arguments)
+    done = here("sae_outliers.run", *SMALL, *arguments)
     assert done.returncode == 1
     assert message in done.stdout + done.stderr
     assert "Traceback" not in done.stdout + done.stderr
     assert not (tmp_path / "activations").exists()  # it came before anything was loaded
 
 
-def test_variants_train_side_by_side_and_leave_the_records_of_running_them_alone(command: Run, tmp_path: Path) -> None:
-    shared = (*SMALL, *TRAINED, "layer=3", "train.dead_window=2500")
+@pytest.mark.usefixtures("extracted")
+def test_variants_train_side_by_side_and_leave_the_records_of_running_them_alone(here: Run, tmp_path: Path) -> None:
+    shared = (*SMALL, *TRAINED, "layer=3", "train.steps=20", "train.dead_window=2500")
     variants = ["revival=auxk", "centering=on sae_seed=1", "sae=batchtopk sae.k=8"]
     quoted = ",".join(f"'{variant}'" for variant in variants)
-    done = command("sae_outliers.run", *shared, f"variants=[{quoted}]")
+    done = here("sae_outliers.run", *shared, f"variants=[{quoted}]")
     assert done.returncode == 0, done.stderr
     together = {record["run_id"]: record for record in records(tmp_path)}
     weights = {path.parent.name: load_file(path) for path in tmp_path.glob("runs/*/*/*/sae.safetensors")}
     assert len(weights) == 3
-    again = command("sae_outliers.run", *shared, *variants[1].split())
+    again = here("sae_outliers.run", *shared, *variants[1].split())
     assert "finished before" in again.stdout + again.stderr
     shutil.rmtree(tmp_path / "runs")
     for variant in variants:
-        assert command("sae_outliers.run", *shared, *variant.split()).returncode == 0
+        assert here("sae_outliers.run", *shared, *variant.split()).returncode == 0
     for record in records(tmp_path):
         same = together[record["run_id"]]
         assert same["side_by_side"] == 3
@@ -138,11 +155,12 @@ def test_variants_train_side_by_side_and_leave_the_records_of_running_them_alone
             assert torch.equal(tensor, weights[path.parent.name][name]), name
 
 
+@pytest.mark.usefixtures("extracted")
 def test_a_planted_gamma_is_the_gamma_that_the_sae_sees_and_changes_nothing_else_about_the_tokens(
-    command: Run, tmp_path: Path
+    here: Run, tmp_path: Path
 ) -> None:
     arguments = (*SMALL, "layer=3", "train=none", "variants=['','data.rescale_mean=15']")
-    done = command("sae_outliers.run", *arguments)
+    done = here("sae_outliers.run", *arguments)
     assert done.returncode == 0, done.stderr
     natural, planted = sorted(records(tmp_path), key=lambda record: record["gamma"])
     assert natural["planted_gamma"] is None
@@ -159,8 +177,9 @@ def test_a_planted_gamma_is_the_gamma_that_the_sae_sees_and_changes_nothing_else
     assert planted["dead_pct_init_relu"] == pytest.approx(100 * ((x @ W.T) <= 0).all(0).double().mean().item(), abs=0.1)
 
 
-def test_an_sae_trained_at_a_planted_gamma_folds_back_to_the_tokens_as_they_are(command: Run, tmp_path: Path) -> None:
-    done = command("sae_outliers.run", *SMALL, *TRAINED, "layer=3", "data.rescale_mean=15", "centering=on")
+@pytest.mark.usefixtures("extracted")
+def test_an_sae_trained_at_a_planted_gamma_folds_back_to_the_tokens_as_they_are(here: Run, tmp_path: Path) -> None:
+    done = here("sae_outliers.run", *SMALL, *TRAINED, "layer=3", "data.rescale_mean=15", "centering=on")
     assert done.returncode == 0, done.stderr
     (record,) = records(tmp_path)
     (directory,) = (tmp_path / "runs/minilm/3").iterdir()
@@ -170,9 +189,10 @@ def test_an_sae_trained_at_a_planted_gamma_folds_back_to_the_tokens_as_they_are(
     assert (error / (x - x.mean(0)).square().sum()).item() == pytest.approx(record["fvu"], rel=1e-3)
 
 
-def test_initialisations_and_b_dec_are_where_the_config_says(command: Run, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("extracted")
+def test_initialisations_and_b_dec_are_where_the_config_says(here: Run, tmp_path: Path) -> None:
     variants = "variants=['','init=active_subspace init.rank=20','init=datapoint init.blend=1','init.b_dec=mean']"
-    done = command("sae_outliers.run", *SMALL, "layer=3", "train=none", variants)
+    done = here("sae_outliers.run", *SMALL, "layer=3", "train=none", variants)
     assert done.returncode == 0, done.stderr
     found = {(record["init"], record["init_b_dec"]): record for record in records(tmp_path)}
     random, mean = found["random", "zeros"], found["random", "mean"]
@@ -181,8 +201,9 @@ def test_initialisations_and_b_dec_are_where_the_config_says(command: Run, tmp_p
     assert ("active_subspace", "zeros") in found
 
 
-def test_bf16_select_reports_what_it_changes(command: Run, tmp_path: Path) -> None:
-    done = command("sae_outliers.run", *SMALL, *TRAINED, "layer=3", "variants=['','precision=bf16_select']")
+@pytest.mark.usefixtures("extracted")
+def test_bf16_select_reports_what_it_changes(here: Run, tmp_path: Path) -> None:
+    done = here("sae_outliers.run", *SMALL, *TRAINED, "layer=3", "variants=['','precision=bf16_select']")
     assert done.returncode == 0, done.stderr
     exact, cheap = sorted(records(tmp_path), key=lambda record: record["precision"] != "float32")
     assert exact["select_pct_changed"] is None
@@ -191,12 +212,14 @@ def test_bf16_select_reports_what_it_changes(command: Run, tmp_path: Path) -> No
     assert cheap["fvu"] == pytest.approx(exact["fvu"], rel=0.01)
 
 
-def test_every_type_trains_on_real_activations(command: Run, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("extracted")
+def test_every_type_trains_on_real_activations(here: Run, tmp_path: Path) -> None:
     types = ("relu_april", "batchtopk", "jumprelu", "gated", "matryoshka", "groupmax")
     variants = ",".join(f"'sae={sae}'" for sae in types)
-    done = command(
-        "sae_outliers.run", *SMALL, *TRAINED, "layer=3", "train.steps=80", "train.lr=1e-3", f"variants=[{variants}]"
-    )
+    done = here(
+        "sae_outliers.run", *SMALL, *TRAINED, "layer=3", "sae.n_features=512", "train.steps=60", "train.lr=1e-3",
+        f"variants=[{variants}]",
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     found = {record["sae"]: record for record in records(tmp_path)}
     assert sorted(found) == sorted(types)

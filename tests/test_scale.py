@@ -8,8 +8,9 @@ import pandas as pd
 import pytest
 from scipy.stats import mannwhitneyu, rankdata
 
-from sae_outliers import aggregate
 from sae_outliers.analysis import stats, write
+from sae_outliers.analysis.aggregation import read_inputs
+from sae_outliers.analysis.config import AggregateConfig
 from sae_outliers.analysis.figures import death_curves
 from sae_outliers.analysis.inputs import Inputs
 from sae_outliers.analysis.tables.alignment import alignment
@@ -22,7 +23,7 @@ from tests.test_figures import curves
 def sweep(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
     results_dir = tmp_path_factory.mktemp("sweep")
     assert write_sweep(results_dir, most_layers=1) == 19 * 24
-    return aggregate.read_inputs(aggregate.AggregateConfig(results_dir=str(results_dir), allow_mixed=True))[0]
+    return read_inputs(AggregateConfig(results_dir=str(results_dir), allow_mixed=True))[0]
 
 
 def test_the_full_sweep_has_454_layers_under_24_conditions() -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from tests.conftest import ROOT, Run
@@ -24,13 +25,13 @@ def records(directory: Path) -> list[dict]:  # type: ignore[type-arg]
 
 
 def test_one_job_per_model_layer_and_centering_from_one_extraction_each_and_none_the_second_time(
-    command: Run, tmp_path: Path
+    here: Run, tmp_path: Path
 ) -> None:
     arguments = (
         "-m", "model=glob(offline/*,exclude=[offline/smollm2,offline/spliceai,offline/vit_s14,offline/e*,offline/a*])",
         "layer=all", "centering=off,on", "train=none", *SMALL,
     )  # fmt: skip
-    done = command("sae_outliers.run", *arguments)
+    done = here("sae_outliers.run", *arguments)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "20 job(s) done, 0 finished before, 0 failed" in done.stdout
     assert "2 task(s) in" in done.stdout  # the extractions
@@ -38,19 +39,19 @@ def test_one_job_per_model_layer_and_centering_from_one_extraction_each_and_none
     layers = [("minilm", i) for i in range(1, 7)] + [("sapiens", i) for i in range(1, 5)]
     assert found == {(model, layer, centering) for model, layer in layers for centering in ("off", "on")}
     assert len(list((tmp_path / "activations").iterdir())) == 2
-    again = command("sae_outliers.run", *arguments)
+    again = here("sae_outliers.run", *arguments)
     assert again.returncode == 0
     assert "0 job(s) done, 20 finished before, 0 failed" in again.stdout
 
 
-def test_an_experiment_brings_its_sweep_along_and_the_command_line_narrows_it(command: Run, tmp_path: Path) -> None:
-    done = command("sae_outliers.run", "-m", "model=offline/sapiens", "experiment=init", "layer=2,3", *SMALL)
+def test_an_experiment_brings_its_sweep_along_and_the_command_line_narrows_it(here: Run, tmp_path: Path) -> None:
+    done = here("sae_outliers.run", "-m", "model=offline/sapiens", "experiment=init", "layer=2,3", *SMALL)
     assert done.returncode == 0, done.stdout + done.stderr
     assert {(r["layer"], r["centering"]) for r in records(tmp_path)} == {(i, c) for i in (2, 3) for c in ("off", "on")}
 
 
-def test_a_failing_job_and_a_failing_extraction_are_named_and_the_others_go_on(command: Run, tmp_path: Path) -> None:
-    done = command(
+def test_a_failing_job_and_a_failing_extraction_are_named_and_the_others_go_on(here: Run, tmp_path: Path) -> None:
+    done = here(
         "sae_outliers.run", "-m", "model=offline/minilm,offline/sapiens", "layer=1,2", "train=none", *SMALL,
         "init=active_subspace", "init.rank=8,999", "data.source={_target_: tests.test_sweep.nothing_for_sapiens}",
     )  # fmt: skip
@@ -73,17 +74,17 @@ def nothing_for_sapiens(**options: object) -> Callable[[int], list[str]]:
     (["model=offline/minilm", "train.stepz=1,2"], "train.stepz"),
 ])  # fmt: skip
 def test_a_sweep_that_cannot_be_planned_says_why_before_anything_runs(
-    arguments: list[str], message: str, command: Run, tmp_path: Path
+    arguments: list[str], message: str, here: Run, tmp_path: Path
 ) -> None:
-    done = command("sae_outliers.run", "-m", *arguments, *SMALL)
+    done = here("sae_outliers.run", "-m", *arguments, *SMALL)
     assert done.returncode == 1
     assert message in done.stdout + done.stderr
     assert not (tmp_path / "runs").exists()
 
 
 TRAIN = (
-    "model=offline/minilm", "layer=2,3", "train.steps=800", "train.n_tokens=3000", "train.batch_size=256",
-    "train.eval_every=50", "train.checkpoint_every=20",
+    "model=synthetic/sparse", "layer=1", "centering=off,on", "train.steps=600", "train.n_tokens=3000",
+    "train.batch_size=256", "train.eval_every=50", "train.checkpoint_every=20",
 )  # fmt: skip
 
 
@@ -116,12 +117,12 @@ def job_processes(directory: Path) -> list[int]:
 
 
 @pytest.mark.skipif(not Path("/proc").exists(), reason="looks for the jobs in /proc")
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("how", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_killed_sweep_leaves_no_jobs_and_ends_with_the_same_weights_when_called_again(
-    how: signal.Signals, command: Run, tmp_path: Path
+    how: signal.Signals, here: Run, tmp_path: Path
 ) -> None:
     sweep = start(tmp_path)
-    wait_for(lambda: len(list(tmp_path.glob("runs/minilm/*/*/checkpoint.safetensors"))) == 2)
+    wait_for(lambda: len(list(tmp_path.glob("runs/synthetic/1/*/checkpoint.safetensors"))) == 2)
     assert len(job_processes(tmp_path)) >= 2
     sweep.send_signal(how)
     output, _ = sweep.communicate(timeout=30)
@@ -131,12 +132,14 @@ def test_a_killed_sweep_leaves_no_jobs_and_ends_with_the_same_weights_when_calle
     wait_for(lambda: not job_processes(tmp_path), 20)
     assert records(tmp_path) == []
 
-    done = command("sae_outliers.run", "-m", *TRAIN, *SMALL)
-    assert done.returncode == 0, done.stdout
     whole = tmp_path / "whole"
-    assert start(whole).wait(200) == 0
-    for layer in (2, 3):
-        (resumed,), (uninterrupted,) = ((d / f"runs/minilm/{layer}").glob("*") for d in (tmp_path, whole))
+    for directory in (tmp_path, whole):
+        done = here("sae_outliers.run", "-m", *TRAIN, *SMALL, f"results_dir={directory}")
+        assert done.returncode == 0, done.stdout
+    finished = list(whole.glob("runs/synthetic/1/*"))
+    assert len(finished) == 2
+    for uninterrupted in finished:
+        resumed = tmp_path / uninterrupted.relative_to(whole)
         one, other = (load_file(d / "sae.safetensors") for d in (resumed, uninterrupted))
         assert all(torch.equal(one[name], other[name]) for name in other)
         assert (resumed / "metrics.jsonl").read_text() == (uninterrupted / "metrics.jsonl").read_text()
@@ -145,7 +148,7 @@ def test_a_killed_sweep_leaves_no_jobs_and_ends_with_the_same_weights_when_calle
 @pytest.mark.skipif(not Path("/proc").exists(), reason="looks for the jobs in /proc")
 def test_a_job_that_is_killed_is_named_and_the_others_go_on(tmp_path: Path) -> None:
     sweep = start(tmp_path)
-    wait_for(lambda: len(list(tmp_path.glob("runs/minilm/*/*/checkpoint.safetensors"))) == 2)
+    wait_for(lambda: len(list(tmp_path.glob("runs/synthetic/1/*/checkpoint.safetensors"))) == 2)
     os.kill(next(pid for pid in job_processes(tmp_path) if pid != sweep.pid), signal.SIGKILL)
     output, _ = sweep.communicate(timeout=200)
     assert sweep.returncode == 1
@@ -159,31 +162,35 @@ def test_a_job_that_is_killed_is_named_and_the_others_go_on(tmp_path: Path) -> N
 def test_submitits_launcher_runs_the_sweep_and_a_killed_job_is_named_there_too(tmp_path: Path) -> None:
     submitit = ("hydra/launcher=submitit_local", "hydra.launcher.timeout_min=10")
     sweep = start(tmp_path, *submitit)
-    wait_for(lambda: len(list(tmp_path.glob("runs/minilm/*/*/checkpoint.safetensors"))) == 2)
-    layer_2 = next(tmp_path.glob("runs/minilm/2/*/.lock"))
+    wait_for(lambda: len(list(tmp_path.glob("runs/synthetic/1/*/checkpoint.safetensors"))) == 2)
+    (off,) = (path for path in tmp_path.glob("runs/synthetic/1/*/.lock") if is_off(path.with_name("config.yaml")))
     for pid in job_processes(tmp_path):
-        if pid != sweep.pid and str(layer_2) in (os.path.realpath(link) for link in Path(f"/proc/{pid}/fd").iterdir()):
+        if pid != sweep.pid and str(off) in (os.path.realpath(link) for link in Path(f"/proc/{pid}/fd").iterdir()):
             os.kill(pid, signal.SIGKILL)
     output, _ = sweep.communicate(timeout=280)
     assert sweep.returncode == 1
-    assert "failed: minilm layer 2 topk centering=off: the launcher gave up" in output
+    assert "failed: synthetic layer 1 topk centering=off: the launcher gave up" in output
 
     again = start(tmp_path, *submitit)
     output, _ = again.communicate(timeout=280)
     assert again.returncode == 0, output
-    assert {record["layer"] for record in records(tmp_path)} == {2, 3}
+    assert {record["centering"] for record in records(tmp_path)} == {"off", "on"}
 
 
-def test_variants_are_one_job_with_a_record_each_and_what_is_finished_is_left_out(command: Run, tmp_path: Path) -> None:
+def is_off(config: Path) -> bool:
+    return yaml.safe_load(config.read_text())["centering"]["name"] == "off"
+
+
+def test_variants_are_one_job_with_a_record_each_and_what_is_finished_is_left_out(here: Run, tmp_path: Path) -> None:
     arguments = ("model=offline/minilm", "layer=1,2", *SMALL, "train.steps=10", "train.n_tokens=2000",
                  "train.batch_size=64", "train.dead_window=100")  # fmt: skip
-    first = command("sae_outliers.run", "-m", *arguments, "revival=auxk")
+    first = here("sae_outliers.run", "-m", *arguments, "revival=auxk")
     assert first.returncode == 0, first.stdout + first.stderr
-    done = command("sae_outliers.run", "-m", *arguments, "variants=['revival=auxk','centering=on sae.k=4']")
+    done = here("sae_outliers.run", "-m", *arguments, "variants=['revival=auxk','centering=on sae.k=4']")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "2 job(s) done, 0 finished before, 0 failed" in done.stdout
     found = {(r["layer"], r["revival"], r["centering"], r["k"], r["side_by_side"]) for r in records(tmp_path)}
     expected = {("auxk", "off", 8, 1), ("none", "on", 4, 1)}  # the first was there, so each was trained alone
     assert found == {(layer, *condition) for layer in (1, 2) for condition in expected}
-    again = command("sae_outliers.run", "-m", *arguments, "variants=['revival=auxk','centering=on sae.k=4']")
+    again = here("sae_outliers.run", "-m", *arguments, "variants=['revival=auxk','centering=on sae.k=4']")
     assert "0 job(s) done, 2 finished before" in again.stdout

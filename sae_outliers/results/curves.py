@@ -4,10 +4,12 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from sae_outliers.utils.files import atomic_write, digest
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Point = dict[str, float | int | None]
 
@@ -59,6 +61,8 @@ class MetricsFile:
         for point in kept:
             self._mirror(point)
 
-    def curves(self) -> pd.DataFrame:
+    def curves(self) -> "pd.DataFrame":
         """The points as float columns (NaN: not measured), except `step` and `tokens`."""
+        import pandas as pd  # 0.4 s, which a run does not wait for before it trains
+
         return pd.DataFrame(self.points()).astype(float).astype({"step": int, "tokens": int})

@@ -5,14 +5,16 @@ an earlier version, with fewer columns, or by a later one, with more.
 """
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import yaml
 
 from sae_outliers.results.integrity import DIGESTS, VERIFIED, damaged, own_digest, read_if_whole, read_whole, verified
 from sae_outliers.results.settings import settings_of
 from sae_outliers.utils.files import file_digest, sync, write_json
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SCHEMA_VERSION = 2  # raised whenever a column changes its meaning
 
@@ -53,7 +55,7 @@ def upgrade(row: dict[str, Any], directory: Path) -> dict[str, Any]:
         raise damaged(directory / "config.yaml", f"{type(error).__name__}: {error}") from error
 
 
-def read_records(results_dir: Path) -> pd.DataFrame:
+def read_records(results_dir: Path) -> "pd.DataFrame":
     """Return all records below `results_dir`, a row each, with their directory as `run_dir`; by model and layer.
 
     A record that cannot be read counts as missing; a warning names it.
@@ -61,6 +63,8 @@ def read_records(results_dir: Path) -> pd.DataFrame:
     Raises:
         ValueError: the config beside a record of version 0.1 is damaged (the path is named).
     """
+    import pandas as pd  # 0.4 s, and runs only write records
+
     found = ((path.parent, read_if_whole(path)) for path in sorted((results_dir / "runs").glob("*/*/*/record.json")))
     rows = [upgrade(row, folder) | {"run_dir": str(folder)} for folder, row in found if row is not None]
     frame = pd.DataFrame(rows)

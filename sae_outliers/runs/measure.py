@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import pandas as pd
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -73,6 +72,8 @@ def _evaluate(setup: RunSetup, read: Tokens) -> Evaluation:
 
 def write_features(setup: RunSetup, final: Final | None) -> None:
     """Write features.parquet, a row per feature."""
+    import pandas as pd  # 0.4 s, which a run does not wait for before it trains
+
     columns = feature_columns("init", setup.fates, setup.alignment)
     if final:
         columns |= feature_columns("final", final.evaluation.fates, final.alignment)

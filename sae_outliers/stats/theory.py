@@ -8,25 +8,25 @@ probabilities in [0, 1].
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import norm
+from scipy.special import ndtr, ndtri  # Φ and Φ⁻¹; scipy.stats has them too, and takes 0.4 s to load
 
 Probability = NDArray[np.float64]
 
 
 def _reach(n_eval: int) -> float:
     """Return C: how many spreads above its mean a feature gets on its best of `n_eval` tokens."""
-    return float(norm.isf(1 / n_eval))
+    return float(-ndtri(1 / n_eval))
 
 
 def _threshold(n_features: int, k: int) -> float:
     """Return t_k: how many standard deviations above the mean the k-th largest of `n_features` normal values lies."""
-    return float(norm.isf(k / n_features))
+    return float(-ndtri(k / n_features))
 
 
 def dead_by_relu(gamma: ArrayLike, n_eval: int) -> Probability:
     """Return P(m_j + C < 0) = Φ(-C/γ): the pre-activation is positive on no evaluation token. γ [...] -> [...]."""
     with np.errstate(divide="ignore"):
-        return norm.cdf(-_reach(n_eval) / np.asarray(gamma, dtype=np.float64))
+        return ndtr(-_reach(n_eval) / np.asarray(gamma, dtype=np.float64))
 
 
 def dead_by_topk(gamma: ArrayLike, n_eval: int, n_features: int, k: int) -> Probability:
@@ -35,7 +35,7 @@ def dead_by_topk(gamma: ArrayLike, n_eval: int, n_features: int, k: int) -> Prob
     γ [...] -> [...].
     """
     with np.errstate(divide="ignore"):
-        return norm.cdf(_threshold(n_features, k) - _reach(n_eval) / np.asarray(gamma, dtype=np.float64))
+        return ndtr(_threshold(n_features, k) - _reach(n_eval) / np.asarray(gamma, dtype=np.float64))
 
 
 def dead_by_topk_small_gamma(gamma: ArrayLike, n_eval: int, n_features: int, k: int) -> Probability:
@@ -46,4 +46,4 @@ def dead_by_topk_small_gamma(gamma: ArrayLike, n_eval: int, n_features: int, k: 
     gamma = np.asarray(gamma, dtype=np.float64)
     threshold = _threshold(n_features, k) * np.sqrt(1 + gamma**2)
     with np.errstate(divide="ignore"):
-        return norm.cdf((threshold - _reach(n_eval)) / gamma)
+        return ndtr((threshold - _reach(n_eval)) / gamma)

@@ -3,7 +3,6 @@
 from typing import Any
 
 import torch
-from scipy.special import ndtri
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
@@ -77,6 +76,8 @@ class JumpReLU(SparseAutoencoder):
         check_number("sae.sparsity", sparsity, at_least=0)
         check_number("sae.bandwidth", bandwidth, above=0)
         self.sparsity, self.bandwidth = sparsity, bandwidth
+        from scipy.special import ndtri  # 0.2 s to load, which no other type needs
+
         start = max(0.0, float(ndtri(1 - k / n_features))) if k < n_features else 0.0
         self.threshold = nn.Parameter(torch.full((n_features,), start))
 

@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 
 MAX_ERROR_CHARACTERS = 2000  # of an error that goes through the pipe, whose buffer must hold them all
 
+# imported once, by the process that jobs are forked from; pandas writes the files at their end
+PRELOADED = ["sae_outliers.run", "sae_outliers.runs.execute", "pandas", "pyarrow.parquet"]
+
 Launch = Callable[[Sequence[Sequence[str]], int], Sequence[JobReturn]]  # overrides of jobs, the number of the first
 
 
@@ -159,7 +162,7 @@ class LocalProcesses:
 
 def _start(index: int, slot: int, workers: int, job: bytes) -> Running:
     context = get_context("forkserver")
-    context.set_forkserver_preload(["sae_outliers.runs.layer", "sae_outliers.run"])
+    context.set_forkserver_preload(PRELOADED)
     receiver, sender = context.Pipe(duplex=False)
     threads = threads_each(workers)
     with _not_main():
