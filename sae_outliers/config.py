@@ -131,6 +131,8 @@ class TrainConfig:
     lr: float = setting(3e-4, affects="training", above=0)
     # null: lr. At post-LN's scale Adam moves b_dec by lr a step, and μ is far off
     b_dec_lr: float | None = setting(None, affects="training", within="b_dec_speed", at_least=0)
+    # b_dec stays where it started
+    freeze_b_dec: bool = setting(False, affects="training", within="b_dec_speed", neutral=False)
     warmup_steps: int = setting(50, affects="training", at_least=0)
     # linear decay to 0 starts at this fraction of the steps
     decay_from: float = setting(0.8, affects="training", at_least=0, at_most=1)
