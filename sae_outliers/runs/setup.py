@@ -15,6 +15,7 @@ from sae_outliers.sae.initialization import initialise
 from sae_outliers.sae.io import folded_encoder
 from sae_outliers.stats.moments import Moments
 from sae_outliers.stats.transforms import CENTERINGS, Affine
+from sae_outliers.utils.instantiate import instantiate
 
 Tokens = Callable[[], Iterator[Tensor]]  # a fresh pass over the preprocessed evaluation tokens, [tokens, d_model]
 
@@ -24,6 +25,7 @@ class RunSetup:
     """One layer of a model under one condition.
 
     Attributes:
+        true_features: directions of which the activations are known to be made, [n_true, d_model]; None for a network's.
         shift: what planting a γ adds to every preprocessed token, [d_model]; None where none is planted.
         tokens: moments of the preprocessed tokens, planted where the config asks for it.
         centering: the map from these to what the SAE is given.
@@ -38,6 +40,7 @@ class RunSetup:
     directory: Path
     severity: Severity
     device: torch.device
+    true_features: Tensor | None
     shift: Tensor | None
     tokens: Moments
     centering: Affine
@@ -108,11 +111,19 @@ def set_up(
         sae = _initialised(cfg, sae_input, device, lambda x: centering.apply(x if shift is None else x + shift), read)
     off_center = sae_input.mean - sae.b_dec.detach()
     return RunSetup(
-        cfg, layer, directory, severity, device, shift, tokens, centering, sae_input, sae,
+        cfg, layer, directory, severity, device, true_features_of(cfg), shift, tokens, centering, sae_input, sae,
         fates=fate_counter(sae),
         alignment=_alignment(sae, centering, tokens),
         gamma_sae_input=(off_center.norm() / sae_input.variance.sum().sqrt()).item(),
     )  # fmt: skip
+
+
+def true_features_of(cfg: RunConfig) -> Tensor | None:
+    """Return the directions that the model's config names as the true ones, if it does."""
+    if cfg.model.true_features is None:
+        return None
+    found: Tensor = instantiate(cfg.model.true_features)
+    return found
 
 
 def _planted(tokens: Moments, gamma: float | None) -> tuple[Tensor | None, Moments]:

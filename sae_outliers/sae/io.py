@@ -24,6 +24,13 @@ def folded_encoder(sae: SparseAutoencoder, centering: Affine) -> Tensor:
 
 
 @torch.no_grad()
+def folded_decoder(sae: SparseAutoencoder, centering: Affine) -> Tensor:
+    """Return W_dec' = W_dec L⁺, [n_features, d_model]: the decoder directions in the space before the centering."""
+    W_dec = sae.W_dec.double()
+    return (W_dec if centering.inverse is None else W_dec @ centering.inverse.double()).float()
+
+
+@torch.no_grad()
 def fold(sae: SparseAutoencoder, centering: Affine) -> SparseAutoencoder:
     """Return the SAE that does on x what `sae` does on `centering.apply(x)`, its output mapped back by `undo`.
 
@@ -33,10 +40,10 @@ def fold(sae: SparseAutoencoder, centering: Affine) -> SparseAutoencoder:
     """
     result = copy.deepcopy(sae)
     result.W_enc.copy_(folded_encoder(sae, centering))
+    result.W_dec.copy_(folded_decoder(sae, centering))
     result.b_dec.copy_(centering.undo(sae.b_dec))
     if centering.linear is not None and centering.inverse is not None:
         linear, inverse, b_dec = (t.double() for t in (centering.linear, centering.inverse, sae.b_dec))
-        result.W_dec.copy_(sae.W_dec.double() @ inverse)
         result.shift_pre_activations(((b_dec @ inverse @ linear - b_dec) @ sae.W_enc.double()).float())
     return result
 

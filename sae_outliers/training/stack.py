@@ -188,7 +188,9 @@ def stacks(trainers: Sequence[Trainer]) -> list[list[int]]:
 def _key(trainer: Trainer) -> tuple[Any, ...]:
     """Return what the members of a stack have in common; it begins with False where a trainer can be in none."""
     sae, cfg, revival = trainer.sae, trainer.cfg, trainer.revival
-    stackable = type(sae) is TopK and sae.precision == "float32" and (type(revival) is AuxK or not trainer.revives_by_loss)
+    stackable = (
+        type(sae) is TopK and sae.precision == "float32" and (type(revival) is AuxK or not trainer.revives_by_loss)
+    )
     return (stackable, sae.d_model, sae.n_features, sae.k, cfg.batch_size, cfg.steps, trainer.step)
 
 
