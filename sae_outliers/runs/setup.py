@@ -25,7 +25,7 @@ class RunSetup:
     """One layer of a model under one condition.
 
     Attributes:
-        true_features: directions of which the activations are known to be made, [n_true, d_model]; None for a network's.
+        true_features: directions of which activations are known to be made, [n_true, d_model]; None for a network's.
         shift: what planting a γ adds to every preprocessed token, [d_model]; None where none is planted.
         tokens: moments of the preprocessed tokens, planted where the config asks for it.
         centering: the map from these to what the SAE is given.

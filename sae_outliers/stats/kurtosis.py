@@ -8,8 +8,8 @@ class Kurtosis:
     """Per-dimension excess kurtosis of a stream of tokens, in float64, in one pass.
 
     Central sums of the powers 2 to 4 are merged chunk by chunk (Pébay 2008, "Formulas for robust, one-pass parallel
-    computation of covariances and arbitrary-order statistical moments"). Heavy tails make the closed form for dead by ReLU too
-    high: the best token reaches further than normal ones do (arXiv 2605.31518).
+    computation of covariances and arbitrary-order statistical moments"). Heavy tails make the closed form for dead by
+    ReLU too high: the best token reaches further than normal ones do (arXiv 2605.31518).
     """
 
     def __init__(self) -> None:

@@ -114,7 +114,8 @@ class Stack:
 
     def _make_optimizer(self) -> torch.optim.Adam:
         """Return Adam with two groups for each slice of members with the same rates, b_dec's the second."""
-        groups, state = [], {}
+        groups: list[dict[str, list[nn.Parameter]]] = []
+        state: dict[Tensor, dict[str, Tensor]] = {}
         for members, _ in self.rates:
             slices = {name: nn.Parameter(weight[members]) for name, weight in self.weights.items()}
             self.parameters += [(parameter, name, members) for name, parameter in slices.items()]
@@ -126,7 +127,7 @@ class Stack:
         return optimizer
 
 
-# --- of all members at once: pre-activations [members, tokens, n_features], x [members, tokens, d_model] ---------------
+# --- of all members at once: pre-activations [members, tokens, n_features], x [members, tokens, d_model] ------
 
 
 def choose(pre: Tensor, k: int) -> Code:
