@@ -137,6 +137,8 @@ class TrainConfig:
     b_dec_lr: float | None = setting(None, affects="training", within="b_dec_speed", at_least=0)
     # b_dec stays where it started
     freeze_b_dec: bool = setting(False, affects="training", within="b_dec_speed", neutral=False)
+    # of what the SAE is given: none, sqrt_d (tokens of that norm) or unit (mean squared norm 1)
+    input_scale: str = setting("none", affects="training", neutral="none")
     warmup_steps: int = setting(50, affects="training", at_least=0)
     # linear decay to 0 starts at this fraction of the steps
     decay_from: float = setting(0.8, affects="training", at_least=0, at_most=1)

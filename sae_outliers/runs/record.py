@@ -121,6 +121,7 @@ class Record:
     b_dec_lr: float = column(lambda run: run.cfg.train.lr if run.cfg.train.b_dec_lr is None else run.cfg.train.b_dec_lr)
     warmup_steps: int = column(lambda run: run.cfg.train.warmup_steps)
     decay_from: float = column(lambda run: run.cfg.train.decay_from)
+    input_scale: str = column(lambda run: run.cfg.train.input_scale)
     freeze_b_dec: bool = column(lambda run: run.cfg.train.freeze_b_dec)
     dead_window: int = column(lambda run: run.cfg.train.dead_window)
     precision: str = column(lambda run: run.cfg.precision)

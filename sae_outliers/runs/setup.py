@@ -14,7 +14,7 @@ from sae_outliers.sae.evaluation import FateCounter, alignment, count_fates, fat
 from sae_outliers.sae.initialization import initialise
 from sae_outliers.sae.io import folded_encoder
 from sae_outliers.stats.moments import Moments
-from sae_outliers.stats.transforms import CENTERINGS, Affine
+from sae_outliers.stats.transforms import CENTERINGS, INPUT_SCALES, Affine
 from sae_outliers.utils.instantiate import instantiate
 
 Tokens = Callable[[], Iterator[Tensor]]  # a fresh pass over the preprocessed evaluation tokens, [tokens, d_model]
@@ -28,7 +28,7 @@ class RunSetup:
         true_features: directions of which activations are known to be made, [n_true, d_model]; None for a network's.
         shift: what planting a γ adds to every preprocessed token, [d_model]; None where none is planted.
         tokens: moments of the preprocessed tokens, planted where the config asks for it.
-        centering: the map from these to what the SAE is given.
+        centering: the map from these to what the SAE is given, its scale included.
         sae_input: moments of what the SAE is given.
         fates: of the SAE's features at initialisation, on the evaluation tokens that `count` has been shown.
         alignment: cos(encoder direction, μ) of each feature at initialisation, [n_features].
@@ -105,8 +105,8 @@ def set_up(
     `read` is needed by initialisations that look at tokens; without a store there is no reading them again.
     """
     shift, tokens = _planted(severity.sae_tokens, cfg.data.rescale_mean)
-    centering = CENTERINGS[cfg.centering.name](tokens)
-    sae_input = tokens.mapped(centering.shift, centering.linear)
+    centering = replace(CENTERINGS[cfg.centering.name](tokens), scale=INPUT_SCALES[cfg.train.input_scale](tokens))
+    sae_input = tokens.mapped(centering.shift, centering.linear, centering.scale)
     if sae is None:
         sae = _initialised(cfg, sae_input, device, lambda x: centering.apply(x if shift is None else x + shift), read)
     off_center = sae_input.mean - sae.b_dec.detach()
