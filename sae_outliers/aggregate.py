@@ -62,7 +62,7 @@ def main(config: AggregateConfig) -> None:
         tables = list(all_tables(inputs, mixed, published, trained))
         if not tables:
             raise ValueError(f"There is nothing to aggregate. Left out: {'; '.join(left_out(inputs))}")
-    except ValueError as error:
+    except ValueError as error:  # to Hydra it would be a job that failed, of which it tells first
         sys.exit(str(error))
     figures = dict(all_figures(inputs, published))
     try:

@@ -68,7 +68,8 @@ class ModelConfig:
     name: str = setting(affects="activations", axis=True, in_paths=True)  # the key in records and result paths
     domain: str = setting(affects="nothing")  # language, vision, protein, genomic or one of your own
     first_layer: int = setting(1, affects="nothing")  # where `layer=all` begins; layer i is the output of block i
-    last_layer: Any = setting(affects="nothing")  # a number, or a _target_ that counts blocks without loading weights
+    # a number, or a _target_ that counts blocks without loading weights, or lists the layers where they have gaps
+    last_layer: Any = setting(affects="nothing")
     d_model: int | None = setting(None, affects="nothing")  # where it is known; every run reads it off the activations
     library: str | None = setting(None, affects="nothing")  # the package that loads it, beside our own dependencies
     licence: str | None = setting(None, affects="nothing")  # of the weights

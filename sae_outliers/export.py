@@ -5,6 +5,8 @@
     sparsify              cfg.json, sae.safetensors            SparseCoder.load_from_disk
                           sae_outliers.json
 
+A class of one's own is named by type=<its dotted path>: it is imported, and may bring a format of its own with it.
+
 The centering is folded into the weights. The preprocessing is not: as a function of each token it stays with whoever
 reads the files, and the command and the files' metadata say what it is.
 """
@@ -18,6 +20,7 @@ from typing import Any
 
 from safetensors import safe_open
 
+from sae_outliers.sae.base import type_named
 from sae_outliers.sae.export.base import EXPORTERS, export, preprocessing_note
 from sae_outliers.sae.io import load_sae
 from sae_outliers.utils.boundary import one_sentence
@@ -28,21 +31,20 @@ class Request:
     run: str
     format: str
     to: str
+    type: str | None = None  # the dotted path of a class of your own
 
 
 def main(arguments: Sequence[str]) -> None:
-    try:
-        print(export_run(parse(arguments)))
-    except (ValueError, FileNotFoundError) as error:
-        sys.exit(str(error))
+    print(export_run(parse(arguments)))
 
 
 def parse(arguments: Sequence[str]) -> Request:
-    """Raises ValueError unless each field of Request is given once, as name=value, and nothing else."""
+    """Raises ValueError unless each field of Request is given once, as name=value; only `type` may be left out."""
     given = [argument.partition("=") for argument in arguments]
-    names = [field.name for field in fields(Request)]
-    if sorted(name for name, _, value in given if value) != sorted(names) or len(given) != len(names):
-        usage = "run=<folder of a run> format=<format> to=<folder>"
+    names = [name for name, _, value in given if value]
+    known = [field.name for field in fields(Request)]
+    if len(names) != len(given) or sorted({*names, "type"}) != sorted(known) or len(set(names)) != len(names):
+        usage = "run=<folder of a run> format=<format> to=<folder>, and type=<path of a class of your own>"
         raise ValueError(
             f"Expected {usage}, got {' '.join(arguments) or 'no arguments'}; formats: {', '.join(EXPORTERS)}"
         )
@@ -54,12 +56,12 @@ def export_run(request: Request) -> str:
 
     Raises:
         FileNotFoundError: the run's folder holds no SAE.
-        ValueError: as `export`.
+        ValueError: as `export`, or the class at `type` is no SAE's.
     """
     path = Path(request.run) / "sae.safetensors"
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: give the folder of a run that trained an SAE")
-    sae, centering = load_sae(path)
+    sae, centering = load_sae(path, type_named(request.type) if request.type else None)
     described = description(path)
     written = export(sae, centering, described, request.format, Path(request.to))
     return f"{request.to}: {', '.join(written)}\n{preprocessing_note(described)}"

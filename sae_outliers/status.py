@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from tabulate import tabulate
 
 from sae_outliers.sweeps.manifest import Manifest, read_manifests
@@ -33,7 +32,8 @@ from sae_outliers.sweeps.throughput import (
     seconds_left,
 )
 from sae_outliers.sweeps.trusted import check_command
-from sae_outliers.utils.boundary import one_sentence
+from sae_outliers.utils.boundary import one_sentence, visible
+from sae_outliers.utils.instantiate import ONLY_NAMED
 from sae_outliers.utils.progress import duration
 
 CLEAR_SCREEN = "\x1b[H\x1b[2J"
@@ -48,29 +48,18 @@ class StatusConfig:
 
 
 def main(arguments: Sequence[str]) -> None:
+    config: Any = OmegaConf.merge(OmegaConf.structured(StatusConfig), OmegaConf.from_cli(list(arguments)))
+    results_dir = Path(config.results_dir)
+    if config.retry:
+        sys.exit(retry(results_dir, config.trust_remote_code))
     try:
-        config: Any = OmegaConf.merge(OmegaConf.structured(StatusConfig), OmegaConf.from_cli(list(arguments)))
-        results_dir = Path(config.results_dir)
-        if config.retry:
-            sys.exit(retry(results_dir, config.trust_remote_code))
         print(visible(status(results_dir)), end="", flush=True)
         while config.watch is not None:
             time.sleep(config.watch)
             text = visible(status(results_dir))
             print(CLEAR_SCREEN if sys.stdout.isatty() else "\n", text, sep="", end="", flush=True)
-    except OmegaConfBaseException as error:
-        sys.exit(str(error).splitlines()[0])
-    except ValueError as error:
-        sys.exit(visible(str(error)))
-    except BrokenPipeError:  # `status | head` has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except KeyboardInterrupt:
+    except KeyboardInterrupt:  # nothing is left to go on with
         sys.exit(130)
-
-
-def visible(text: str) -> str:
-    """Return the text with control characters escaped: logs and manifests may be others', and terminals obey them."""
-    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 
 # --- the table ------------------------------------------------------------------------------------------
@@ -199,11 +188,11 @@ def to_retry(sweeps: Sweeps) -> list[list[str]]:
 
 
 def _run_again(command: Sequence[str], results_dir: Path) -> int:
-    """Run it on these results, whatever folder the command was given from."""
+    """Run it on these results, whatever folder the command was given from; it names no code but that of configs."""
     rest = [argument for argument in command if not argument.startswith("results_dir=")]
     again = [sys.executable, "-m", "sae_outliers.run", "-m", *rest, f"results_dir={results_dir}"]
     print(visible(" ".join(["running again:", *again[1:]])), flush=True)
-    return abs(subprocess.run(again).returncode)
+    return abs(subprocess.run(again, env=os.environ | {ONLY_NAMED: "1"}).returncode)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from sae_outliers.utils.boundary import one_sentence
 from sae_outliers.utils.files import is_locked
@@ -32,10 +31,7 @@ class SyncConfig:
 
 
 def main(arguments: Sequence[str]) -> None:
-    try:
-        config: Any = OmegaConf.merge(OmegaConf.structured(SyncConfig), OmegaConf.from_cli(list(arguments)))
-    except OmegaConfBaseException as error:
-        sys.exit(str(error).splitlines()[0])
+    config: Any = OmegaConf.merge(OmegaConf.structured(SyncConfig), OmegaConf.from_cli(list(arguments)))
     files = to_upload(Path(config.results_dir))
     print(f"{len(files)} offline run(s) below {config.results_dir}/wandb to upload", flush=True)
     for start in range(0, len(files), AT_ONCE):

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from hydra import compose, initialize_config_dir
 
-import sae_outliers.aggregate  # noqa: F401 - makes its schema known to Hydra
+from sae_outliers import aggregate  # which makes its schema known to Hydra
 from sae_outliers.analysis.figures import FIGURES
 from sae_outliers.analysis.inputs import complete, layers_listed_in
 from sae_outliers.analysis.make import remove_stale
@@ -249,6 +249,22 @@ def test_mixed_records_are_refused(tmp_path: Path) -> None:
     )
     assert not (tmp_path / "results/tables").exists()
     assert run(tmp_path, 'where="n_eval == 20000"').returncode == 0
+
+
+def test_tables_go_into_ones_own_folder_and_a_colleagues_is_only_read(tmp_path: Path) -> None:
+    store(tmp_path / "theirs", *handful())
+    before = {path: path.read_bytes() for path in (tmp_path / "theirs").rglob("*") if path.is_file()}
+    folders = [path for path in (tmp_path / "theirs", *(tmp_path / "theirs").rglob("*")) if path.is_dir()]
+    for path in folders:
+        path.chmod(0o555)
+    times = [path.stat().st_mtime_ns for path in folders]
+    options = aggregate.AggregateConfig(results_dir=str(tmp_path / "theirs"), into=str(tmp_path / "mine"))
+    aggregate.main.__wrapped__(options)
+    for path in folders:
+        path.chmod(0o755)
+    assert {path.name for path in (tmp_path / "mine").iterdir()} == {"tables", "figures"}
+    assert {path: path.read_bytes() for path in (tmp_path / "theirs").rglob("*") if path.is_file()} == before
+    assert [path.stat().st_mtime_ns for path in folders] == times  # root is let write, and left no trace either
 
 
 # --- reading and checking

@@ -27,6 +27,7 @@ def os_error(number: int, name: str) -> OSError:
     (ValueError("a is wrong:\n  use b"), "a is wrong: use b"),
     (os_error(errno.ENOSPC, "r/x"), "r/x: the disk is full: make room, then repeat the command"),
     (SafetensorError("I/O error: No space left on device (os error 28)"), "the disk is full"),
+    (SafetensorError("I/O error: Disk quota exceeded (os error 122)"), "the disk is full"),
     (os_error(errno.EROFS, "r"), "r: Read-only file system: is it yours, and is results_dir= a folder"),
     (os_error(errno.ENOTDIR, "r/runs"), "r/runs: Not a directory: a file stands where a folder should be"),
     (os_error(errno.ENOENT, "x.npy"), "No such file or directory: 'x.npy'"),

@@ -71,11 +71,12 @@ def test_a_model_that_is_named_on_the_command_line_gets_a_key_that_fits_a_path(t
 
 
 def test_what_layer_may_say() -> None:
-    assert resolve_layers("all", 1, 4) == [1, 2, 3, 4]
-    assert resolve_layers("middle", 1, 30) == [16]
-    assert resolve_layers(3, 1, 4) == [3]
-    assert resolve_layers([4, 1], 1, 4) == [4, 1]
-    assert resolve_layers(0, 0, 0) == [0]
+    assert resolve_layers("all", range(1, 5)) == [1, 2, 3, 4]
+    assert resolve_layers("middle", range(1, 31)) == [16]
+    assert resolve_layers(3, range(1, 5)) == [3]
+    assert resolve_layers([4, 1], range(1, 5)) == [4, 1]
+    assert resolve_layers(0, range(1)) == [0]
+    assert resolve_layers("middle", [6, 11, 23]) == [11]
 
 
 @pytest.mark.parametrize(("layer", "message"), [(5, "layer=5 does not exist: this model has layers 1 to 4"),
@@ -83,7 +84,7 @@ def test_what_layer_may_say() -> None:
                                                 (True, "layer=True is not a layer")])  # fmt: skip
 def test_what_it_may_not_say(layer: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        resolve_layers(layer, 1, 4)
+        resolve_layers(layer, range(1, 5))
 
 
 @pytest.mark.parametrize(("folder", "key"), [

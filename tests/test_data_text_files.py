@@ -14,6 +14,7 @@ import pytest
 
 from sae_outliers.data.base import matching_files
 from sae_outliers.data.text_files import KINDS, TextFiles, joined
+from sae_outliers.utils.chat import Chat
 
 PARAGRAPHS = [f"Paragraph {i} begins\nand goes on {'word ' * (i % 9)}" for i in range(60)]
 TEXTS = [f"text {i}" for i in range(40)]
@@ -96,7 +97,7 @@ def test_what_is_wrong_with_a_file_is_said(tmp_path: Path) -> None:
     (tmp_path / "latin.txt").write_bytes("Übergröße".encode("latin-1"))
     (tmp_path / "short.txt.gz").write_bytes(gzip.compress(b"words " * 999)[:-20])
     cases |= {
-        str(tmp_path / "latin.txt"): r"latin\.txt cannot be read .* say \+data\.source\.encoding=latin-1 or utf-16",
+        str(tmp_path / "latin.txt"): r"latin\.txt cannot be read .* say data\.source\.encoding=latin-1 or utf-16",
         str(tmp_path / "short.txt.gz"): "cannot be read",
     }
     for file, message in cases.items():
@@ -110,9 +111,10 @@ CHAT = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "
 
 
 @pytest.mark.parametrize(("rows", "message"), [
-    ({"text": [[1, 2, 3]]}, r"row 1, column text, holds token ids: .* decode them"),
+    ({"input_ids": [[1, 2, 3]], "attention_mask": [[1, 1]]}, r"holds 3 token ids, but its attention_mask \(2,\)"),
+    ({"input_ids": [[1.5]]}, r"row 1, column input_ids, holds list, not text"),
     ({"text": ["a", None], "id": [3, 4]}, None),
-    ({"text": [3.5]}, r"row 1, column text, holds float, not text: name a column of text by \+data\.source\.column="),
+    ({"text": [3.5]}, r"row 1, column text, holds float, not text: name a column of text by data\.source\.column="),
     ({"text": [{"body": "x"}]}, r"row 1, column text, holds a struct"),
     ({"text": [b"x"]}, r"row 1, column text, holds bytes"),
     ({"messages": [[{"who": "a"}]]}, r"lack a role or content: they have who"),
@@ -129,9 +131,32 @@ def test_columns_that_are_no_text_are_named_with_their_row_and_type(
         list(source(0))
 
 
-def test_chats_are_read_turn_by_turn(tmp_path: Path) -> None:
-    write(tmp_path / "a.jsonl", json.dumps({"messages": CHAT}) + "\n")
-    assert list(TextFiles(str(tmp_path))(0)) == ["user: Hello\n\nassistant: Hi"]
+@pytest.mark.parametrize("row", [
+    {"messages": CHAT},
+    {"conversations": [{"from": "human", "value": "Hello"}, {"from": "gpt", "value": "Hi"}]},
+])  # fmt: skip
+def test_chats_are_read_turn_by_turn(row: dict[str, list], tmp_path: Path) -> None:
+    write(tmp_path / "a.jsonl", json.dumps(row) + "\n")
+    (chat,) = TextFiles(str(tmp_path))(0)
+    assert chat == "user: Hello\n\nassistant: Hi"
+    assert isinstance(chat, Chat)
+    assert chat.turns == CHAT
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet", "arrow"])
+def test_token_ids_are_read_without_their_padding(suffix: str, tmp_path: Path) -> None:
+    rows = {"input_ids": [[5, 6, 7, 0], [8, 9, 0, 0]], "attention_mask": [[1, 1, 1, 0], [1, 1, 0, 0]], "id": [1, 2]}
+    path = tmp_path / f"a.{suffix}"
+    table = pa.table(rows)
+    match suffix:
+        case "jsonl":
+            write(path, "".join(json.dumps(row) + "\n" for row in table.to_pylist()))
+        case "parquet":
+            pq.write_table(table, path)
+        case "arrow":
+            with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, table.schema) as stream:
+                stream.write_table(table)
+    assert sorted(map(list, TextFiles(str(path))(0))) == [[5, 6, 7], [8, 9]]
 
 
 def test_tables_and_encodings_are_read_as_they_are_named(tmp_path: Path) -> None:

@@ -25,10 +25,11 @@ from sae_outliers.sae.architectures.matryoshka import Matryoshka
 from sae_outliers.sae.architectures.relu import ReLU
 from sae_outliers.sae.architectures.topk import TopK
 from sae_outliers.sae.base import SAES, SparseAutoencoder
-from sae_outliers.sae.export.base import EXPORTERS, export, preprocessing_note
+from sae_outliers.sae.export.base import EXPORTERS, export, exporter, preprocessing_note
 from sae_outliers.sae.io import save_sae
 from sae_outliers.stats.moments import moments
 from sae_outliers.stats.transforms import CENTERINGS, PREPROCESSINGS, Affine
+from sae_outliers.utils.boundary import one_sentence
 
 ROOT = Path(__file__).parents[1]
 D, N, K = 24, 200, 8
@@ -281,6 +282,34 @@ def test_command_exports_what_the_function_does_and_says_how_to_read_it(run_fold
     assert how == preprocessing_note(DESCRIBED)
 
 
+class Mine(TopK):
+    """A class of one's own, in whose module there is a format for it."""
+
+
+def files_of_mine(sae: SparseAutoencoder, described: dict[str, Any]) -> dict[str, Any]:
+    return {"b_dec.safetensors": {"b_dec": sae.b_dec}, "of.json": {"layer": described["layer"]}}
+
+
+def test_a_class_of_ones_own_is_exported_once_it_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(EXPORTERS, "_found", dict(EXPORTERS.items()))  # what is registered here goes with the test
+    exporter("mine", "tests.test_export.Mine")(files_of_mine)
+    case = Case(Mine, "on")
+    save_sae(tmp_path / "run/sae.safetensors", case.sae, case.centering, DESCRIBED)
+    arguments = [f"run={tmp_path / 'run'}", "format=mine", f"to={tmp_path / 'to'}"]
+    with pytest.raises(
+        ValueError, match=r"of the type tests\.test_export\.Mine, .* name it yourself, by type=tests\.test_"
+    ):
+        main(arguments)
+    with pytest.raises(ValueError, match=r"sae type shutil\.which is not a subclass of SparseAutoencoder"):
+        main([*arguments, "type=shutil.which"])
+    main([*arguments, "type=tests.test_export.Mine"])
+    assert "b_dec.safetensors, of.json" in capsys.readouterr().out
+    exported = load_file(tmp_path / "to/b_dec.safetensors")["b_dec"]
+    assert torch.allclose(exported, case.centering.undo(case.sae.b_dec))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -291,14 +320,17 @@ def test_command_exports_what_the_function_does_and_says_how_to_read_it(run_fold
             "verbose; formats: dictionary_learning, sae",
         ),
         (lambda run: [], "got no arguments"),
+        (lambda run: [f"run={run}", "format=saelens", "to=x", "to=y"], "Expected run="),
+        (lambda run: [f"run={run}", "format=saelens", "to=x", "type=topk", "type=relu"], "Expected run="),
         (lambda run: [f"run={run}/nowhere", "format=saelens", "to=x"], "nowhere/sae.safetensors does not exist: give"),
         (lambda run: [f"run={run}", "format=sparsify", "to=x"], "cannot hold a jumprelu SAE"),
     ],
 )
 def test_command_ends_with_status_1_and_a_sentence(
-    arguments: Callable[[Path], list[str]], message: str, run_folder: Path
+    arguments: Callable[[Path], list[str]], message: str, run_folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with pytest.raises(SystemExit) as end:
+    with pytest.raises(SystemExit) as end, one_sentence():
         main(arguments(run_folder))
-    assert isinstance(end.value.code, str)  # which Python prints, and ends with status 1
-    assert message in end.value.code
+    (said,) = caplog.messages
+    assert end.value.code == 1
+    assert message in said

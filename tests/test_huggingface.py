@@ -1,7 +1,9 @@
 """Loading of transformers checkpoints, with a tiny GPT-2 and a tiny BERT that the tests write."""
 
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -10,6 +12,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from sae_outliers.activations.capture import capture
 from sae_outliers.models.backbone import Backbone
 from sae_outliers.models.transformers.auto import load
+from sae_outliers.utils.chat import Chat
 
 WORDS = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", *"ABCDEFGHIJ"]
 ALPHABET = " ".join("ABCDEFGHIJ")
@@ -143,3 +146,68 @@ def test_other_types_are_had_by_asking_and_layers_are_float32_all_the_same(
 def test_a_type_that_does_not_exist_is_refused(bert: Path) -> None:
     with pytest.raises(ValueError, match="dtype=float is not known: use float32, bfloat16, float16 or null"):
         load(bert, context=32, dtype="float")
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("llama")
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(vocab_size=len(WORDS), max_position_embeddings=8, **sizes)
+    transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    write_tokenizer(folder, False, bos_token="[CLS]", eos_token="[SEP]", pad_token="[PAD]")
+    return folder
+
+
+def test_rotary_positions_go_on_beyond_those_of_training_with_a_warning(
+    llama: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    backbone = load(llama, context=11, shortest=1)
+    assert "context=11 is more than the 8 positions that" in caplog.text
+    assert len(states(backbone, [ALPHABET], layer=2)) == 11
+    caplog.clear()
+    load(llama, context=8, shortest=1)
+    assert "positions" not in caplog.text
+
+
+def test_learned_positions_end_where_their_table_does(bert: Path, gpt2: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for folder, positions in ((bert, 512), (gpt2, 1024)):
+        with pytest.raises(ValueError, match=rf"context={positions + 1} is more than the {positions} positions"):
+            load(folder, context=positions + 1)
+    monkeypatch.setattr(transformers.BertConfig, "rope_theta", 1e4, raising=False)  # as ESM's says of either kind
+    with pytest.raises(ValueError, match="more than the 512 positions"):
+        load(bert, context=513)
+
+
+CHAT = Chat([{"role": "user", "content": "A B"}, {"role": "assistant", "content": "C"}])
+
+
+def test_a_chat_is_worded_by_the_tokenizers_template_and_by_role_without_one(llama: Path, tmp_path: Path) -> None:
+    plain = load(llama, context=8, shortest=1)
+    assert list(plain.items(CHAT)) == [[1, 3, 4, 5, 3, 6]]  # [UNK], that is `user:`, A B, `assistant:`, C after BOS
+    shutil.copytree(llama, tmp_path, dirs_exist_ok=True)
+    template = "{{ bos_token }}{% for m in messages %} {{ m['content'] }} [SEP]{% endfor %}"
+    tokenizer = transformers.AutoTokenizer.from_pretrained(llama)
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(tmp_path)
+    backbone = load(tmp_path, context=8, shortest=1)
+    (batch,) = backbone.batches([CHAT], 1)
+    assert batch.inputs["input_ids"].tolist() == [[1, 4, 5, 2, 6, 2]]  # one BOS, though the template has it too
+    assert batch.special is not None
+    assert batch.special.tolist() == [[True, False, False, True, False, True]]
+    assert list(backbone.items("A B C")) == list(plain.items("A B C"))
+
+
+def test_token_ids_are_taken_as_they_are_once_their_tokenizer_is_named(
+    bert: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    backbone = load(bert, context=6, shortest=1)
+    worded = list(backbone.items("A B C D E"))
+    for ids in ([4, 5, 6, 7, 8], [1, 4, 5, 6, 7, 8, 2]):  # without and with what encloses a window
+        assert list(backbone.items(np.array(ids))) == worded
+    assert caplog.text.count("the data hold token ids, which are taken for those of") == 1
+    for wrong in (14, -100):
+        with pytest.raises(ValueError, match=f"the token id {wrong}, but the model's tokenizer has ids from 0 to 13"):
+            list(backbone.items(np.array([4, wrong])))
+    with pytest.raises(ValueError, match="the model reads text, and the data are ndarray"):
+        list(backbone.items(np.zeros((2, 2))))

@@ -1,5 +1,6 @@
 """Ids follow from settings by name: code may move and options may be added, and no id changes."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,9 @@ from omegaconf import OmegaConf
 
 from sae_outliers import config
 from sae_outliers.config import Role, role_of, roles
+from sae_outliers.results import integrity
 from sae_outliers.results.layout import is_finished
-from sae_outliers.results.record import read_records, read_row
+from sae_outliers.results.record import read_records, read_row, write_row
 from sae_outliers.results.settings import activation_settings, settings_of
 from sae_outliers.runs.former_ids import former_run_digests, former_store_digest
 from sae_outliers.runs.identity import run_directories, store_directory, store_settings
@@ -42,6 +44,22 @@ OF_VERSION_0_1 = [
     (["revival=ghost_grads", *TRAINED], "93a67f9be01c"),
     (["sae=jumprelu", "revival=preact_loss", *TRAINED], "97111eb928f4"),
 ]
+# Of gpt2's first layer on one's own files, before their yamls named all options: ids of the run and the store, and
+# those of version 0.1.
+OF_OWN_FILES = [
+    (["data=text_files", "data.source.files=none"], "c766103b9167 7358d97a178f e5a8800b4e73 22c28173f229"),
+    (
+        ["data=text_files", "data.source.files=none", "data.source.column=body", "data.source.on_error=skip"],
+        "692615970e33 79707043bc49 75634e66cc6b 214887d68835",
+    ),
+    (["data=prompt_files", "data.source.files=none"], "253ba52b25e1 08b2fc146116 15f199c71636 a16cb749b249"),
+    (["data=stored", "path=none"], "bed1d4de062f ce2353422708 85972fa2d24f 8a20bfcf339e"),
+    (
+        ["data=stored", "path=none", "data.source.shape=[-1,8]", "data.source.dtype=float16"],
+        "8d46919a7adb 84f28955fbfa 85765764f036 9d45c04405b9",
+    ),
+    (["data=alphafold3", "path=none"], "5dc18ad84fdb 5bd2995ebb66 5228ab0b21bf a643ab9e77f6"),
+]
 
 
 def resolved(*overrides: str) -> dict[str, Any]:
@@ -62,6 +80,14 @@ def test_the_ids_of_every_model_are_what_they_were(case: str, tmp_path: Path) ->
         "former store": former_store_digest(config),
     }
     assert found == GOLDEN[case]
+
+
+@pytest.mark.parametrize(("overrides", "ids"), OF_OWN_FILES)
+def test_the_ids_of_ones_own_files_are_what_they_were(overrides: list[str], ids: str, tmp_path: Path) -> None:
+    cfg = composed("model=gpt2", "layer=1", "train=none", f"results_dir={tmp_path}", *overrides)
+    config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    now = [run_directories(cfg, [1])[0].name, store_directory(cfg).name.rpartition("-")[2]]
+    assert [*now, former_run_digests(config, [1])[0], former_store_digest(config)] == ids.split()
 
 
 @pytest.mark.parametrize(("overrides", "former"), OF_VERSION_0_1)
@@ -156,6 +182,26 @@ def test_a_record_of_version_0_1_gets_its_settings_from_the_config_beside_it(tmp
     assert settings["data.tokens_per_item"] == 8
 
 
+def test_a_config_is_read_only_as_it_was_written_where_the_record_says_how(tmp_path: Path) -> None:
+    directory = tmp_path / "runs" / "minilm" / "5" / "abc"
+    directory.mkdir(parents=True)
+    text = OmegaConf.to_yaml(composed(*SMALL, "train=none"), resolve=True)
+    (directory / "config.yaml").write_text(text)
+    write_row(directory, {"model": "minilm", "layer": 5, "centering": "off"})
+    known = json.loads((directory / "record.json").read_text())["digests"]["config.yaml"]
+    assert known == hashlib.sha256(text.encode()).hexdigest()
+    assert read_row(directory)["settings"]["n_eval"] == 2000
+    (directory / "config.yaml").write_text(text.replace("n_eval: 2000", "n_eval: 3000"))
+    with pytest.raises(
+        ValueError, match=r"config\.yaml is damaged \(its digest is not the one in record\.json\): delete"
+    ):
+        read_row(directory)
+    row = json.loads((directory / "record.json").read_text())
+    del row["digests"]["config.yaml"]  # as records were before it had one
+    (directory / "record.json").write_text(json.dumps(row))
+    assert read_row(directory)["settings"]["n_eval"] == 3000
+
+
 @pytest.mark.parametrize("content", ["", "{", "[]", "\0" * 9, '{"model": "m", "digests": {"record": "0"}}'])
 def test_a_broken_record_is_named_and_counts_as_missing(
     content: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -170,6 +216,15 @@ def test_a_broken_record_is_named_and_counts_as_missing(
     assert caplog.text.count("abc/record.json") == 1
     with pytest.raises(ValueError, match=r"abc/record.json is .*; delete it and run its job again"):
         read_row(broken)
+
+
+def test_a_record_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = tmp_path / "runs" / "m" / "1" / "abc"
+    write(directory, {"model": "m", "layer": 1, "centering": "off", "settings": {}})
+    read: list[Path] = []
+    monkeypatch.setattr(integrity, "read_regular", lambda path: (read.append(path), path.read_bytes())[1])
+    assert len(read_records(tmp_path)) == 1
+    assert read == [directory / "record.json"]
 
 
 def test_a_number_is_the_same_setting_with_and_without_a_point() -> None:

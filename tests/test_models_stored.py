@@ -289,7 +289,26 @@ def test_saevs_shards_give_the_layer_that_is_named(tmp_path: Path) -> None:
     documents = list(StoredArrays(str(tmp_path), key=11)(0))  # type: ignore[arg-type]  # as the command line gives it
     assert {document.numpy().tobytes() for document in documents} == {part.tobytes() for part in array[:, 1]}
     with pytest.raises(ValueError, match=r"holds the layers 6, 11: name one by data\.source\.key="):
-        list(StoredArrays(str(tmp_path))(0))
+        list(StoredArrays(str(tmp_path), key="7")(0))
+
+
+def test_saevs_shards_give_all_their_layers_side_by_side(tmp_path: Path) -> None:
+    array = made(5, 2, 7, 4)
+    about = {"layers": [6, 11], "content_tokens_per_example": 7, "cls_token": False, "d_model": 4}
+    for folder in (tmp_path, tmp_path / "deep"):  # what stands beside no shards.json is not saev's
+        folder.mkdir(exist_ok=True)
+        (folder / "metadata.json").write_text(json.dumps(about if folder != tmp_path else {"layers": [1, 2]}))
+    (tmp_path / "deep/shards.json").write_text("[]")
+    array[:3].tofile(tmp_path / "deep/acts000000.bin")
+    array[3:].tofile(tmp_path / "deep/acts000001.bin")
+    documents = list(StoredArrays(str(tmp_path))(0))
+    found = {tuple(document[layer].numpy().tobytes() for layer in (6, 11)) for document in documents}
+    assert found == {tuple(part[place].tobytes() for place in (0, 1)) for part in array}
+    model = composed("model=dump", f"path={tmp_path}").model
+    assert layers_of(model, "all") == [6, 11]
+    with pytest.raises(ValueError, match="layer=7 does not exist: this model has layers 6, 11"):
+        layers_of(model, 7)
+    assert layers_of(composed("model=dump", f"path={tmp_path}", "data.source.key=11").model, "all") == [0]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
@@ -300,7 +319,7 @@ def test_raw_numbers_are_read_with_a_shape_and_a_type(dtype: str, tmp_path: Path
     for shape in ([9, 4], [-1, 4]):
         (document,) = StoredArrays(path, shape=shape, dtype=dtype)(0)
         assert torch.equal(document, tensor.float())
-    with pytest.raises(ValueError, match=r"a\.dat does not say what it holds: add \+data\.source\.shape="):
+    with pytest.raises(ValueError, match=r"a\.dat does not say what it holds: add data\.source\.shape="):
         list(StoredArrays(path)(0))
     with pytest.raises(ValueError, match=r"a\.dat has \d+ bytes, which is not shape \[8, 4\] of"):
         list(StoredArrays(path, shape=[8, 4], dtype=dtype)(0))

@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import redirect_stderr
@@ -301,6 +302,25 @@ def test_running_tasks_are_listed_with_step_speed_and_time(tmp_path: Path) -> No
 )
 def test_durations(seconds: float | None, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_pipes_in_the_place_of_files_hold_nobody_up(tmp_path: Path, held: list[FileLock]) -> None:
+    """Anybody who can write to a shared folder can leave one there; the first reader of it would wait for ever."""
+    for layer, names in enumerate([["record.json", ".lock"], ["config.yaml", "metrics.jsonl"]]):
+        for name in names:
+            os.mkfifo(folder(tmp_path, layer) / name)
+    (folder(tmp_path, 0) / "config.yaml").touch()
+    hold(held, folder(tmp_path, 1))
+    os.mkfifo(tmp_path / "log")
+    sweep(tmp_path, task(0, log=tmp_path / "log"), task(1, log=tmp_path / "log"), launcher="local")
+    said: list[str] = []
+    reader = threading.Thread(target=lambda: said.append(status(tmp_path)), daemon=True)
+    reader.start()
+    reader.join(timeout=20)
+    assert "minilm layer 1 (a): no steps yet" in said[0]
+    os.mkfifo(tmp_path / "sweeps/another.json")
+    with pytest.raises(OSError, match=r"another\.json is not a regular file"):
+        status(tmp_path)
 
 
 # --- retry

@@ -89,7 +89,7 @@ def _append(path: Path, array: np.ndarray, rows_before: int) -> None:
     with path.open("r+b" if path.exists() else "wb") as file:
         file.seek(bytes_before)
         file.truncate()
-        array.tofile(file)
+        file.write(array.data)  # array.tofile tells neither of the disk nor of the file where it fails
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,7 @@ class Array:
         if self.mask is not None and list(self.mask.shape) != list(self.shape[:-1]):
             raise ValueError(
                 f"{self.where} has shape {list(self.shape)}, but its mask {list(self.mask.shape)} instead of "
-                f"{list(self.shape[:-1])}; +data.source.mask=none reads without one"
+                f"{list(self.shape[:-1])}; data.source.mask=none reads without one"
             )
 
     def indices(self) -> list[Any]:
@@ -236,8 +236,8 @@ def _raw(file: Path, selection: Selection) -> list[Piece]:
         return _pieces(file, [_saev(file, selection)])
     if not selection.shape or not selection.dtype:
         raise ValueError(
-            f"{file} does not say what it holds: add +data.source.shape=[tokens,d_model] (-1: as many as there are) "
-            "and +data.source.dtype=float32"
+            f"{file} does not say what it holds: add data.source.shape=[tokens,d_model] (-1: as many as there are) "
+            "and data.source.dtype=float32"
         )
     array = _mapped(file, selection.dtype, selection.shape)
     return _pieces(file, [_whole(file, array, selection)])
@@ -248,14 +248,14 @@ def _mapped(file: Path, dtype: str, shape: Sequence[int]) -> np.ndarray:
         kind = BFLOAT16 if dtype == "bfloat16" else np.dtype(dtype)
     except TypeError as error:
         raise ValueError(
-            f"+data.source.dtype={dtype} is not known, for {file}: use float32, float16, bfloat16"
+            f"data.source.dtype={dtype} is not known, for {file}: use float32, float16, bfloat16"
         ) from error
     size, row = file.stat().st_size, kind.itemsize * math.prod(shape[1:])
     wanted = [size // row if row > 0 and shape[0] == -1 else shape[0], *shape[1:]]
     if min(wanted) < 1 or kind.itemsize * math.prod(wanted) != size:
         raise ValueError(
             f"{file} has {size} bytes, which is not shape {list(shape)} of {dtype}: it is cut short, or "
-            "+data.source.shape= and dtype= are not what was written"
+            "data.source.shape= and dtype= are not what was written"
         )
     return np.memmap(file, kind, "r", shape=tuple(wanted))
 

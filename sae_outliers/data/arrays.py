@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sae_outliers.data.array_files import READERS, Piece, Selection, pieces_of, supported, unsupported_message
 from sae_outliers.data.array_files import ROWS_PER_DOCUMENT as ROWS_PER_DOCUMENT
-from sae_outliers.data.layered import LAYER, layer_paths, refuse_pooled_layers
+from sae_outliers.data.layered import LAYER, layer_paths, refuse_pooled_layers, saev_layers
 from sae_outliers.data.reading import Tolerance
 
 log = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ class StoredArrays:
 
     Attributes:
         path: a file, or a folder with files at any depth; with `{layer}` for the number of a layer, a document has the
-            tokens of each layer.
+            tokens of each layer, and so it has of saev's shards of several layers.
         key: the name of the array in a file with several, or of the list column of a table; a glob pattern or a list of
             names makes each array a document, and each column of a table a dimension. None if there is only one.
         pattern: glob pattern for the names of files in a folder.
@@ -63,12 +63,12 @@ class StoredArrays:
                 than the first; a file cannot be read; layers differ in their documents.
         """
         if self.zeros not in (None, "keep", "drop"):
-            raise ValueError(f"+data.source.zeros={self.zeros} does not exist: use keep or drop")
+            raise ValueError(f"data.source.zeros={self.zeros} does not exist: use keep or drop")
         tolerance = Tolerance(self.on_error)
-        layered = self.path is not None and LAYER in self.path
-        layers = self._layers(tolerance) if layered else {0: self._sources(self.files(), tolerance)}
+        layers = self._layers(tolerance)
         documents = _checked(_unpadded(_shuffled(layers, np.random.default_rng(seed), tolerance), self.zeros))
-        return documents if layered else (document[0] for document in documents)
+        is_layered = LAYER in str(self.path) or len(layers) > 1
+        return documents if is_layered else (document[0] for document in documents)
 
     def files(self) -> list[Path]:
         """Return the files to read. Raise FileNotFoundError or ValueError as `__call__` does."""
@@ -92,10 +92,12 @@ class StoredArrays:
             )
         return found
 
-    def _sources(self, files: Sequence[Path], tolerance: Tolerance) -> list[Source]:
+    def _sources(
+        self, files: Sequence[Path], tolerance: Tolerance, key: str | Sequence[str] | None = None
+    ) -> list[Source]:
         if self.mask and self.mask.endswith(".npy") and len(files) > 1:
-            raise ValueError(f"+data.source.mask={self.mask} masks one file, but there are {len(files)}")
-        selection = Selection(self.key, self.mask, self.shape, self.dtype)
+            raise ValueError(f"data.source.mask={self.mask} masks one file, but there are {len(files)}")
+        selection = Selection(key or self.key, self.mask, self.shape, self.dtype)
         return [
             (file, piece)
             for file in files
@@ -103,6 +105,13 @@ class StoredArrays:
         ]
 
     def _layers(self, tolerance: Tolerance) -> dict[int, list[Source]]:
+        """Return the sources of each layer by its number."""
+        if LAYER not in str(self.path):
+            files = self.files()
+            several = saev_layers(Path(str(self.path)).expanduser()) if self.key is None else []
+            if len(several) > 1:
+                return {number: self._sources(files, tolerance, str(number)) for number in several}
+            return {0: self._sources(files, tolerance)}
         places = layer_paths(str(self.path))
         layers = {number: self._sources(self._files_at(place), tolerance) for number, place in places.items()}
         _require_equal({number: f"{len(sources)} pieces" for number, sources in layers.items()}, str(self.path))
@@ -182,8 +191,8 @@ def _unpadded(documents: Iterator[tuple[Path, Document]], zeros: str | None) -> 
         if zeros is None and empty > MAX_ZERO_ROWS * seen:
             raise ValueError(
                 f"{empty} of the first {seen} rows are all zero, up to one in {file}: name what says which rows are "
-                "tokens by +data.source.mask=, or, without such a mask, add +data.source.zeros=drop if they are padding"
-                " or +data.source.zeros=keep if they are tokens"
+                "tokens by data.source.mask=, or, without such a mask, add data.source.zeros=drop if they are padding"
+                " or data.source.zeros=keep if they are tokens"
             )
         if len(next(iter(document.values()))):  # nothing is left of a document that is padding throughout
             yield file, document

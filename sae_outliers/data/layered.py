@@ -1,9 +1,13 @@
-"""Dumps with a file or folder for each layer: `{layer}` in a path stands for the layer's number."""
+"""Dumps of several layers: a file or folder for each, with `{layer}` for its number in their path, or saev's shards."""
 
+import json
 import re
 from collections.abc import Iterable
 from glob import escape, glob
 from pathlib import Path
+from typing import Any
+
+from sae_outliers.data.reading import reading
 
 LAYER = "{layer}"
 NUMBERED = re.compile(r"(?i)(?<![a-z])((?:hidden_states?|layers?|blocks?|blk|resid(?:_post|_pre)?|h|l)[._-]?)(\d+)")
@@ -29,14 +33,29 @@ def layer_paths(path: str) -> dict[int, Path]:
     return dict(sorted(found.items()))
 
 
-def last_layer(path: str | None, first: int = 0) -> int:
-    """Return the number of the last layer at `path`, 0 without `{layer}` in it.
+def saev_layers(path: Path) -> list[int]:
+    """Return the layers that a file of saev's holds, or those below a folder; none where it wrote none."""
+    found = [path.with_name("metadata.json")] if path.is_file() else sorted(path.rglob("metadata.json"))
+    for about in found:
+        if about.is_file() and about.with_name("shards.json").is_file():
+            with reading(about):
+                return sorted(int(layer) for layer in json.loads(about.read_text())["layers"])
+    return []
+
+
+def last_layer(path: str | None, first: int = 0, key: Any = None) -> int | list[int]:
+    """Return the number of the last layer at `path`, 0 without `{layer}` in it; all numbers of saev's shards.
+
+    With a key a document has one array, which is layer 0.
 
     Raise FileNotFoundError if the path names nothing, ValueError unless its layers are numbered from `first` without a
     gap.
     """
-    if path is None or LAYER not in path:
+    if path is None:
         return 0
+    if LAYER not in path:
+        several = saev_layers(Path(path).expanduser()) if key is None else []
+        return several if len(several) > 1 else 0
     numbers = list(layer_paths(path))
     if numbers != list(range(numbers[0], numbers[-1] + 1)):
         raise ValueError(

@@ -42,7 +42,7 @@ class Tolerance:
 
     def __init__(self, on_error: str | None) -> None:
         if on_error not in ON_ERROR:
-            raise ValueError(f"+data.source.on_error={on_error} does not exist: use refuse or skip")
+            raise ValueError(f"data.source.on_error={on_error} does not exist: use refuse or skip")
         self.skips = on_error == "skip"
         self.skipped = 0
 
@@ -52,6 +52,6 @@ class Tolerance:
             yield from read()
         except UnreadableFile as error:
             if not self.skips:
-                raise UnreadableFile(f"{error}, or leave such files out by +data.source.on_error=skip") from error
+                raise UnreadableFile(f"{error}, or leave such files out by data.source.on_error=skip") from error
             self.skipped += 1
             log.warning("file %d that is skipped: %s", self.skipped, error)

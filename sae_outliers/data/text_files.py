@@ -1,4 +1,4 @@
-"""Text in local files: plain, jsonl, csv or tsv, each also gzipped, or parquet."""
+"""Text, chats or token ids in local files: plain, jsonl, csv or tsv, each also gzipped, parquet or arrow."""
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -7,8 +7,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from sae_outliers.data.base import matching_files, require_nonempty, shuffled
 from sae_outliers.data.reading import Tolerance, reading
+from sae_outliers.utils.chat import Chat, Turn
 
 log = logging.getLogger(__name__)
 
@@ -19,24 +22,31 @@ KINDS = {
     ".jsonl": "json",
     ".json": "json",
     ".parquet": "parquet",
+    ".arrow": "arrow",
     ".csv": "csv",
     ".tsv": "csv",
 }
-CHATS = ("messages", "conversation", "conversations")  # columns read where there is no `text`
+# the columns of which the first that is there is read, unless one is named: a text, a chat, token ids
+COLUMNS = ("text", "messages", "conversation", "conversations", "input_ids")
+ROLES = {"human": "user", "gpt": "assistant"}  # as some data have them -> as chat templates know them
+
+BINARY = ("parquet", "arrow")
+
+Document = str | np.ndarray
 
 
 @dataclass(frozen=True)
 class TextFiles:
     """A source of documents from text files, shuffled.
 
-    A row of a jsonl, csv or parquet file is a document: a text, or a chat, with a paragraph `role: content` a turn. The
+    A row of a jsonl, csv, parquet or arrow file is a document: a text, a chat, or token ids. The
     lines of a plain text are joined into passages that end at a blank line, because single lines or paragraphs would
     not fill a model's context. A passage is at most twice `passage` long even without a blank line, so that no file has
     to fit into memory.
 
     Attributes:
         files: a file, a folder, a glob pattern, or a list of these.
-        column: the column of the text in files with rows.
+        column: the column of the text in files with rows; null: the first that is there of COLUMNS.
         passage: approximate number of characters in a passage of plain text; null: each line is a document, such as a
             prompt.
         buffer: documents in memory, from which the next is drawn.
@@ -45,25 +55,31 @@ class TextFiles:
     """
 
     files: str | Sequence[str]
-    column: str = "text"
+    column: str | None = None
     passage: int | None = 8000
     buffer: int = 10_000
     encoding: str | None = None
     on_error: str | None = None
 
-    def __call__(self, seed: int) -> Iterator[str]:
+    def __call__(self, seed: int) -> Iterator[Document]:
         """Return an iterator over the documents. Raise FileNotFoundError without files, ValueError without text."""
         files = matching_files(self.files, KINDS, seed)
         tolerance = Tolerance(self.on_error)
-        texts = (text for file in files for text in tolerance.attempt(partial(self._documents, file)) if text.strip())
-        return shuffled(require_nonempty(texts, f"there is no text in {self.files}"), seed, self.buffer)
+        found = (
+            one for file in files for one in tolerance.attempt(partial(self._documents, file)) if not is_blank(one)
+        )
+        return shuffled(require_nonempty(found, f"there is no text in {self.files}"), seed, self.buffer)
 
-    def _documents(self, file: Path) -> Iterator[str]:
+    def _documents(self, file: Path) -> Iterator[Document]:
         kind = kind_of(file)
         if kind != "text":
             return column_of(file, kind, self.column, self.encoding)
-        lines = column_of(file, kind, "text", self.encoding)
+        lines = (row["text"] for row in _rows(file, kind, self.encoding))
         return lines if self.passage is None else joined(lines, self.passage)
+
+
+def is_blank(document: Document) -> bool:
+    return not document.strip() if isinstance(document, str) else not len(document)
 
 
 def kind_of(file: Path) -> str:
@@ -74,52 +90,58 @@ def kind_of(file: Path) -> str:
     return KINDS[suffix]
 
 
-def column_of(file: Path, kind: str, column: str, encoding: str | None = None) -> Iterator[str]:
-    """Yield the texts in a column, row by row. Raise ValueError if it is missing or the file cannot be read."""
+def column_of(file: Path, kind: str, column: str | None, encoding: str | None = None) -> Iterator[Document]:
+    """Yield what is in a column, row by row; None: see `TextFiles`. Raise ValueError if there is none to be read."""
     for number, row in enumerate(_rows(file, kind, encoding), 1):
-        if number == 1 and isinstance(row.get(_chat_column(row)), list):
-            log.warning("%s holds chats: turns are read as `role: content`, without the tokenizer's template", file)
-        name = _chat_column(row) if column == "text" else column
+        name = column or next((name for name in COLUMNS if name in row), COLUMNS[0])
         if name not in row:
             raise ValueError(
-                f"{file} has no column {column}: it has {', '.join(map(str, row))}; name one by +data.source.column="
+                f"{file} has no column {name}: it has {', '.join(map(str, row))}; name one by data.source.column="
             )
-        yield text_of(row[name], f"{file}, row {number}, column {name},")
+        where = f"{file}, row {number}, column {name},"
+        document = document_of(row[name], where)
+        if isinstance(document, np.ndarray):
+            document = _unpadded(document, row.get("attention_mask"), where)
+        elif isinstance(document, Chat) and number == 1:
+            log.info("%s holds chats: in the tokenizer's chat template, or as `role: content` if it has none", file)
+        yield document
 
 
-def _chat_column(row: Mapping[str, Any]) -> str:
-    return "text" if "text" in row else next((name for name in CHATS if name in row), "text")
-
-
-def text_of(value: Any, where: str) -> str:
-    """Return a text, or the turns of a chat, one after the other. Raise ValueError for anything else."""
+def document_of(value: Any, where: str) -> Document:
+    """Return a text, a `Chat` or token ids, int64 [tokens]. Raise ValueError for anything else."""
     if value is None:
         return ""
     if isinstance(value, str):
         return value
     if isinstance(value, list) and value and all(isinstance(turn, Mapping) for turn in value):
-        return "\n\n".join(_turn(turn, where) for turn in value)
-    if isinstance(value, list) and value and all(isinstance(one, int) for one in value):
-        raise ValueError(
-            f"{where} holds token ids: which tokenizer they are of is not known: decode them to a column of text, or "
-            "store your model's activations on them and read these by model=dump"
-        )
+        return Chat([_turn(turn, where) for turn in value])
+    if isinstance(value, list) and all(isinstance(one, int) for one in value):
+        return np.array(value, dtype=np.int64)
     kind = "a struct" if isinstance(value, Mapping) else type(value).__name__
-    raise ValueError(f"{where} holds {kind}, not text: name a column of text by +data.source.column=")
+    raise ValueError(f"{where} holds {kind}, not text: name a column of text by data.source.column=")
 
 
-def _turn(turn: Mapping[str, Any], where: str) -> str:
+def _turn(turn: Mapping[str, Any], where: str) -> Turn:
     role, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
     if not isinstance(role, str) or not isinstance(content, str):
         raise ValueError(f"{where} holds a chat whose turns lack a role or content: they have {', '.join(turn)}")
-    return f"{role}: {content}"
+    return {"role": ROLES.get(role, role), "content": content}
+
+
+def _unpadded(ids: np.ndarray, mask: Any, where: str) -> np.ndarray:
+    """Return the ids at which the mask beside them, if there is one, says that they are tokens."""
+    if mask is None:
+        return ids
+    if np.shape(mask) != ids.shape:
+        raise ValueError(f"{where} holds {len(ids)} token ids, but its attention_mask {np.shape(mask)}")
+    return ids[np.array(mask) != 0]
 
 
 def _rows(file: Path, kind: str, encoding: str | None) -> Iterator[dict[str, Any]]:
     from datasets import load_dataset  # imported lazily: takes a second
 
     options: dict[str, Any] = {"sep": "\t"} if ".tsv" in file.name.lower() else {}
-    if encoding is not None and kind != "parquet":
+    if encoding is not None and kind not in BINARY:
         options["encoding"] = encoding
     with reading(file, _advice(file, kind, encoding)):
         yield from load_dataset(kind, data_files=str(file), split="train", streaming=True, **options)
@@ -127,8 +149,8 @@ def _rows(file: Path, kind: str, encoding: str | None) -> Iterator[dict[str, Any
 
 def _advice(file: Path, kind: str, encoding: str | None) -> str:
     """Return what to do about a file that cannot be read as its kind."""
-    if kind != "parquet" and encoding is None and not file.name.endswith(".gz"):
-        return f"it is damaged, no {kind}, or not UTF-8: write it again, or say +data.source.encoding=latin-1 or utf-16"
+    if kind not in BINARY and encoding is None and not file.name.endswith(".gz"):
+        return f"it is damaged, no {kind}, or not UTF-8: write it again, or say data.source.encoding=latin-1 or utf-16"
     return f"it is damaged or no {kind}: write it again"
 
 

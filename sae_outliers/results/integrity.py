@@ -15,7 +15,7 @@ from sae_outliers.utils.files import digest, file_digest, read_regular
 log = logging.getLogger(__name__)
 
 DIGESTS = "digests"  # SHA-256 of the run's files by name; "record": of all other columns
-VERIFIED = ("features.parquet", "curves.parquet", "sae.safetensors")
+VERIFIED = ("config.yaml", "features.parquet", "curves.parquet", "sae.safetensors")
 
 
 def own_digest(row: dict[str, Any]) -> str:
@@ -35,14 +35,13 @@ def read_whole(path: Path) -> dict[str, Any]:
     return row
 
 
-def is_whole(directory: Path) -> bool:
-    """Whether a run's record can be read and is as it was written. What is wrong with it is logged once."""
+def read_if_whole(path: Path) -> dict[str, Any] | None:
+    """Return a record; None if it cannot be read or is not as it was written, of which a warning tells once."""
     try:
-        read_whole(directory / "record.json")
+        return read_whole(path)
     except (OSError, ValueError) as error:
         _warn_once(f"{error}. It counts as missing")
-        return False
-    return True
+        return None
 
 
 @cache

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from sae_outliers.results.integrity import is_whole
+from sae_outliers.results.integrity import read_if_whole
 
 # there only while a run is under way
 CHECKPOINT = "checkpoint.safetensors"
@@ -15,4 +15,5 @@ def run_dir(results_dir: Path, model: str, layer: int, run_id: str) -> Path:
 
 def is_finished(directory: Path) -> bool:
     """Whether a run is finished: its record, the last file that it writes, is there and whole."""
-    return (directory / "record.json").is_file() and is_whole(directory)
+    record = directory / "record.json"
+    return record.is_file() and read_if_whole(record) is not None

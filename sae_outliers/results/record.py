@@ -10,9 +10,9 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from sae_outliers.results.integrity import DIGESTS, VERIFIED, damaged, is_whole, own_digest, read_whole
+from sae_outliers.results.integrity import DIGESTS, VERIFIED, damaged, own_digest, read_if_whole, read_whole, verified
 from sae_outliers.results.settings import settings_of
-from sae_outliers.utils.files import file_digest, read_regular, sync, write_json
+from sae_outliers.utils.files import file_digest, sync, write_json
 
 SCHEMA_VERSION = 2  # raised whenever a column changes its meaning
 
@@ -42,11 +42,14 @@ def upgrade(row: dict[str, Any], directory: Path) -> dict[str, Any]:
     if "settings" in row:
         return row
     try:
-        config = yaml.load(read_regular(directory / "config.yaml"), yaml.CSafeLoader)
-        return row | {"settings": settings_of(config)}
+        content = verified(directory, "config.yaml", row.get(DIGESTS))
     except FileNotFoundError:
         return row | {"settings": None}
-    except (OSError, yaml.YAMLError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except OSError as error:
+        raise damaged(directory / "config.yaml", error) from error
+    try:
+        return row | {"settings": settings_of(yaml.load(content, yaml.CSafeLoader))}
+    except (yaml.YAMLError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise damaged(directory / "config.yaml", f"{type(error).__name__}: {error}") from error
 
 
@@ -58,7 +61,7 @@ def read_records(results_dir: Path) -> pd.DataFrame:
     Raises:
         ValueError: the config beside a record of version 0.1 is damaged (the path is named).
     """
-    found = [path.parent for path in sorted((results_dir / "runs").glob("*/*/*/record.json"))]
-    directories = [directory for directory in found if is_whole(directory)]
-    frame = pd.DataFrame([read_row(directory) | {"run_dir": str(directory)} for directory in directories])
+    found = ((path.parent, read_if_whole(path)) for path in sorted((results_dir / "runs").glob("*/*/*/record.json")))
+    rows = [upgrade(row, folder) | {"run_dir": str(folder)} for folder, row in found if row is not None]
+    frame = pd.DataFrame(rows)
     return frame if frame.empty else frame.sort_values(["model", "layer", "centering"], ignore_index=True)

@@ -35,6 +35,8 @@ REVIVAL_KEYS = ("name", "alpha", "k_aux", "coefficient", "every", "until", "enco
 TRAIN_KEYS = (
     *("steps", "batch_size", "n_tokens", "lr", "b_dec_lr", "warmup_steps", "decay_from", "eval_every", "dead_window"),
 )
+# arguments of sources that their yamls did not name then, so that they stood in a config only where they were given
+UNNAMED = ("mask", "zeros", "on_error", "shape", "dtype", "encoding", "column")
 FLOATS = ("sparsity", "bandwidth", "alpha", "coefficient", "encoder_norm")
 
 
@@ -66,11 +68,13 @@ def former_store_digest(config: Mapping[str, Any]) -> str:
 
 def _store_identity(config: Mapping[str, Any]) -> dict[str, Any]:
     loader = {key: value for key, value in config["model"]["loader"].items() if key != "trust_remote_code"}
+    data = _keys(config["data"], ("name", "source", "tokens_per_item"))
+    source = {key: value for key, value in data["source"].items() if value is not None or key not in UNNAMED}
     local = [Path(place).expanduser() for place in (config["path"], config["name"]) if place]
     return {
         "model": config["model"]["name"],
         "loader": _with_stable_names(loader),
-        "data": _with_stable_names(_keys(config["data"], ("name", "source", "tokens_per_item"))),
+        "data": _with_stable_names(data | {"source": source}),
         "seed": config["seed"],
         "format": 2,
         "files": [file_fingerprints(place) for place in local if place.exists()],

@@ -89,7 +89,10 @@ def load_sae(path: Path, own_type: type[SparseAutoencoder] | None = None) -> tup
     elif name in SAES or name in FORMER_PATHS:
         kind = type_named(name)
     else:
-        raise ValueError(f"{path} is of the type {name}, which is not one of ours: if you trust it, name it yourself")
+        raise ValueError(
+            f"{path} is of the type {name}, which is not one of ours: if you trust it, name it yourself, by "
+            f"type={name} or in Python by own_type="
+        )
     n_features, d_model = tensors["W_dec"].shape
     sae: SparseAutoencoder = kind(d_model, n_features, **described["options"])
     sae.load_state_dict({name: tensors[name] for name in sae.state_dict()})

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import yaml
 
+from sae_outliers.utils.files import read_regular
+
 PROGRESS_LINE = re.compile(r"(?P<title>.+): (?P<done>\d+)/(?P<total>\d+) (?:steps|tokens), (?P<seconds>\d+) s")
 TAIL_BYTES = 1 << 16  # some hundred lines
 
@@ -97,8 +99,14 @@ def _tail(path: str | None) -> list[str]:
 
 def _steps(directory: Path) -> int:
     try:
-        return int(yaml.load((directory / "config.yaml").read_text(), yaml.CSafeLoader)["train"]["steps"])
-    except (OSError, TypeError, KeyError):  # a run that is just beginning
+        return int(yaml.load(read_regular(directory / "config.yaml"), yaml.CSafeLoader)["train"]["steps"])
+    except (
+        OSError,
+        yaml.YAMLError,
+        ValueError,
+        TypeError,
+        KeyError,
+    ):  # a run that is just beginning, or a damaged file
         return 0
 
 

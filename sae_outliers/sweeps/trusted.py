@@ -1,9 +1,11 @@
 """What a manifest may have run again: it may be a colleague's, in a shared results_dir.
 
 Settings of the schema are harmless. What imports a function by its name or runs a hub's code is taken only from
-whoever types the command.
+whoever types the command, or from a yaml of theirs. What passes here is checked once more where it is imported, in
+`utils.instantiate`.
 """
 
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -12,7 +14,7 @@ from hydra.core.override_parser.types import Glob, Override, QuotedString
 from hydra.errors import HydraException
 
 from sae_outliers.config import roles
-from sae_outliers.utils.instantiate import is_ours
+from sae_outliers.utils.instantiate import is_named
 
 OF_HYDRA = ("hydra/launcher", "hydra.launcher.n_workers")
 LAUNCHERS = ("auto", "local_processes", "slurm")
@@ -30,15 +32,15 @@ def check_command(command: Sequence[str], trust_remote_code: bool) -> None:
 
 def _check(override: Override, trust_remote_code: bool) -> None:
     said, key = str(override.input_line), override.key_or_group
-    if not _is_known(key):
-        raise _refused(said, f"{key} is not an option of a run")
+    if not _is_known(key) or override.package is not None:
+        raise _refused(said, "that is not an option of a run")
     for name, value in _leaves(key, override._value):
-        last = name.rpartition(".")[2]
-        if last == "_target_" and not (value is None or is_ours(str(value))):
-            raise _refused(said, "it names code that is not this package's")
-        if last.startswith("_") and last != "_target_":
-            raise _refused(said, f"{last} is not for manifests")
-        if last == "trust_remote_code" and value is not False and not trust_remote_code:
+        parts = name.split(".")
+        if "_target_" in parts and not (value is None or is_named(str(value))):
+            raise _refused(said, "it names code that none of your configs names")
+        if hidden := [part for part in parts if part.startswith("_") and part != "_target_"]:
+            raise _refused(said, f"{hidden[0]} is not for manifests")
+        if parts[-1] == "trust_remote_code" and value is not False and not trust_remote_code:
             raise _refused(said, "add trust_remote_code=true to this command if you trust it")
         if "${" in str(value) or (
             ("/" in key or "." not in key) and key not in ("name", "path") and ".." in str(value)
@@ -49,7 +51,14 @@ def _check(override: Override, trust_remote_code: bool) -> None:
         if name == "site" and "/" in str(value):
             raise _refused(said, "a site is named, not its file")
         if key == "variants" and isinstance(value, str):
-            check_command(value.split(), trust_remote_code)
+            check_command(_words(said, value), trust_remote_code)
+
+
+def _words(said: str, variant: str) -> list[str]:
+    try:
+        return shlex.split(variant)  # as `config.expand` does: quotes of its own hide what Hydra is given
+    except ValueError as error:
+        raise _refused(said, f"its quotes are not closed ({error})") from error
 
 
 def _is_known(key: str) -> bool:

@@ -11,6 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 SHOW_TRACEBACK = "HYDRA_FULL_ERROR"  # Hydra's own variable, with Hydra's meaning
 KEPT = "what is finished is kept, and the same command goes on from there"
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # what is raised on purpose, or says in words what is wrong; of others a reader may want to know where they come from
 SPOKEN = (ValueError, OSError, ImportError, OmegaConfBaseException)
 
@@ -51,7 +52,13 @@ def named(what: str) -> Iterator[None]:
         raise ValueError(f"{what}: {sentence_of(error)}") from error
 
 
+def visible(text: str) -> str:
+    """Return the text with control characters escaped: logs and manifests may be others', and terminals obey them."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+
+
 def _say(sentence: str) -> None:
+    sentence = visible(sentence)
     if logging.getLogger().handlers:
         logging.getLogger("sae_outliers").error("%s", sentence)
     else:
@@ -77,8 +84,9 @@ def sentence_of(error: BaseException) -> str:
 
 
 def _is_full_disk(error: BaseException) -> bool:
-    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    return full or "No space left on device" in str(error)  # safetensors and torch have errors of their own for it
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in FULL
+    return any(os.strerror(number) in str(error) for number in FULL)  # safetensors and torch have errors of their own
 
 
 def _where(error: BaseException) -> str:

@@ -119,7 +119,7 @@ def is_locked(path: Path) -> bool:
     The test takes a shared lock, which needs no write permission and creates no file.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would block its reader
     except OSError:
         return False
     try:

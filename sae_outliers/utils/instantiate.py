@@ -1,15 +1,23 @@
 """Instantiate config nodes with a `_target_`: network loaders and data sources.
 
 Run and store ids are digests over names, so a component keeps its first name in them when its code moves.
+
+A `_target_` names any function, and naming one runs it. Whoever types a command may name what they like. A command that
+is run again from a manifest may name what a yaml of the config folders names, and nothing else.
 """
 
-from collections.abc import Mapping
-from importlib import import_module
+import os
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import hydra.utils
+import yaml
 from hydra.errors import InstantiationException
 from omegaconf import OmegaConf
+
+from sae_outliers.paths import config_folders
 
 # Current module -> the module name that ids contain and that configs may still use. Add a line when you move a loader
 # or a data source; a module that never moved needs none.
@@ -37,26 +45,50 @@ def stable_name(target: str) -> str:
     return f"{STABLE_NAMES.get(module, module)}.{attribute}"
 
 
-OURS = ("sae_outliers.models.", "sae_outliers.data.")  # modules of loaders and data sources
+ONLY_NAMED = "SAE_OUTLIERS_ONLY_NAMED"  # 1 in the environment of a manifest's command and of the jobs that it starts
 
 
-def is_ours(target: str) -> bool:
-    """Return whether a `_target_` is a function or class that this package defines for configs to name.
+def check_target(target: str) -> None:
+    """Raise ValueError if this process runs a manifest's command, and no yaml of the config folders has this target."""
+    if os.environ.get(ONLY_NAMED) == "1" and not is_named(target):
+        raise ValueError(
+            f"_target_={target} stands in none of your configs, and this command is a manifest's: type the command "
+            "yourself if you mean it"
+        )
 
-    A name that a module of ours has merely imported, `sae_outliers.data.arrays.np.load`, is not.
-    """
-    module, _, attribute = _moved(target).rpartition(".")
-    if not module.startswith(OURS):
-        return False
+
+def is_named(target: str) -> bool:
+    """Return whether a yaml of the config folders, the project's or the user's own, has this `_target_`."""
+    return any(_moved(target) in targets_below(folder) for folder in config_folders())
+
+
+@cache
+def targets_below(folder: Path) -> frozenset[str]:
+    """Return every `_target_` in the yamls below a folder."""
+    return frozenset(target for path in folder.rglob("*.yaml") for target in _targets(_content(path)))
+
+
+def _content(path: Path) -> Any:
     try:
-        found = getattr(import_module(module), attribute)
-    except (ImportError, AttributeError):  # of a module that is none: it goes on into an object
-        return False
-    return str(getattr(found, "__module__", "")).startswith(OURS)
+        return yaml.load(path.read_bytes(), yaml.CSafeLoader)
+    except yaml.YAMLError:  # Hydra says what is wrong with it once it is chosen
+        return None
+
+
+def _targets(node: Any) -> Iterator[str]:
+    if isinstance(node, list):
+        for item in node:
+            yield from _targets(item)
+    elif isinstance(node, Mapping):
+        for key, value in node.items():
+            yield from [str(value)] if key == "_target_" else _targets(value)
 
 
 def instantiate(node: Any) -> Any:
-    """Return the object that a config node describes. Raise whatever its constructor raises."""
+    """Return the object that a config node describes.
+
+    Raise ValueError for a `_target_` that must not be named (`check_target`), or whatever its constructor raises.
+    """
     try:
         plain = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
         return hydra.utils.instantiate(_where_they_are(plain))
@@ -70,7 +102,12 @@ def _where_they_are(node: Any) -> Any:
         return [_where_they_are(item) for item in node]
     if not isinstance(node, Mapping):
         return node
-    return {key: _moved(value) if key == "_target_" else _where_they_are(value) for key, value in node.items()}
+    return {key: _permitted(value) if key == "_target_" else _where_they_are(value) for key, value in node.items()}
+
+
+def _permitted(target: str) -> str:
+    check_target(target)
+    return _moved(target)
 
 
 def _moved(target: str) -> str:

@@ -15,6 +15,7 @@ from typing import Any, Protocol, TypeVar, get_args, get_origin, get_type_hints
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigValueError, ValidationError
 
+from sae_outliers.utils.instantiate import check_target
 from sae_outliers.utils.registry import Registry
 
 T = TypeVar("T")
@@ -34,7 +35,8 @@ def chosen_type(registry: Registry[type[T]], base: type[T], cfg: Choice, former:
     `former` are dotted paths by which configs named registered types at one time, with the types' names.
 
     Raises:
-        ValueError: there is no such type, or the class at `_target_` is not a `base` or bears a registered name.
+        ValueError: there is no such type, it must not be named (`check_target`), or the class at `_target_` is not a
+            `base` or bears a registered name.
     """
     if cfg._target_ is None:
         return registry[cfg.name]
@@ -51,6 +53,7 @@ def imported_type(registry: Registry[type[T]], base: type[T], path: str, former:
     """Return the class at a dotted path, or the registered type that it named at one time. Raises as `chosen_type`."""
     if path in former:
         return registry[former[path]]
+    check_target(path)
     module, _, name = path.rpartition(".")
     try:
         kind: type[T] = getattr(import_module(module), name)

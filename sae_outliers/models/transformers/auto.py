@@ -1,5 +1,6 @@
 """Load checkpoints of transformers models, from the hub or a local folder, as backbones."""
 
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -20,8 +21,12 @@ from sae_outliers.models.transformers.remote_code import (
     permitted_code,
     revision_kwargs,
 )
-from sae_outliers.models.windows import TokenWindows, special_tokens_around, wants_spaces
+from sae_outliers.models.windows import TokenWindows, largest_id, special_tokens_around, wants_spaces
 
+log = logging.getLogger(__name__)
+
+# by which configurations of transformers tell of rotary positions, in its version 4 or 5
+ROTARY = ("rope_theta", "rope_parameters", "rope_scaling")
 DTYPES = ("float32", "bfloat16", "float16", None)
 
 
@@ -57,7 +62,8 @@ def load(
         tokenizer: the tokenizer to use instead of the checkpoint's.
 
     Raise ValueError if the blocks are not found, if the checkpoint lacks their weights, if the context leaves no room
-    for text, if `dtype` is unknown, or if the model needs remote code that is not allowed or not pinned.
+    for text or is more than the network has positions, if `dtype` is unknown, or if the model needs remote code that is
+    not allowed or not pinned.
     """
     if dtype not in DTYPES:
         raise ValueError(f"model.loader.dtype={dtype} is not known: use float32, bfloat16, float16 or null")
@@ -122,16 +128,21 @@ def refuse_adapters(checkpoint: str | Path) -> None:
 
 
 def refuse_more_than_it_has(checkpoint: str | Path, network: nn.Module, tokenizer: Any, context: int) -> None:
-    """Raise ValueError for a context or a tokenizer that is larger than the network's embeddings (both numbers)."""
+    """Raise ValueError for a context or a tokenizer that is larger than the network's embeddings (both numbers).
+
+    Positions that are computed, as rotary ones are, have no end: of a context beyond those of training a warning tells.
+    """
     positions = _positions(network)
     if positions is not None and context > positions:
-        raise ValueError(
+        sentence = (
             f"context={context} is more than the {positions} positions that {checkpoint} was made for "
             f"(max_position_embeddings): set model.loader.context={positions} or less"
         )
-    largest = max(tokenizer.get_vocab().values(), default=-1) if hasattr(tokenizer, "get_vocab") else -1
-    vocabulary = _vocabulary(network)
-    if vocabulary is not None and largest >= vocabulary:
+        if not _is_rotary(network):
+            raise ValueError(sentence)
+        log.warning("%s, unless you want to see it beyond them", sentence)
+    largest, vocabulary = largest_id(tokenizer), _vocabulary(network)
+    if vocabulary is not None and largest is not None and largest >= vocabulary:
         raise ValueError(
             f"the tokenizer of {checkpoint} has ids up to {largest}, but the model has embeddings for {vocabulary}: "
             "they do not belong together; put the model's own tokenizer into the folder"
@@ -148,6 +159,12 @@ def _positions(network: Any) -> int | None:
         if name.endswith("position_embeddings") and isinstance(part, nn.Embedding) and part.padding_idx is not None:
             return min(limit, part.num_embeddings - part.padding_idx - 1)
     return limit
+
+
+def _is_rotary(network: Any) -> bool:
+    """Return whether positions are computed; a table of learned ones has an end, whatever the configuration says."""
+    learned = any("position" in name and isinstance(part, nn.Embedding) for name, part in network.named_modules())
+    return not learned and any(getattr(network.config, name, None) is not None for name in ROTARY)
 
 
 def _vocabulary(network: Any) -> int | None:
@@ -178,9 +195,13 @@ def _tokenizer(checkpoint: str | Path, options: dict[str, Any]) -> Any:
     return tokenizer
 
 
-def _with_spaces(windows: TokenWindows) -> Callable[[str], Iterator[list[int]]]:
+def _with_spaces(windows: TokenWindows) -> Callable[[Any], Iterator[list[int]]]:
     """Return the windows' `items`, for documents whose residues stand without spaces."""
-    return lambda document: windows.items(" ".join(document.replace(" ", "")))
+
+    def items(document: Any) -> Iterator[list[int]]:
+        return windows.items(" ".join(document.replace(" ", "")) if isinstance(document, str) else document)
+
+    return items
 
 
 def _positions_first(output: Any) -> Tensor:

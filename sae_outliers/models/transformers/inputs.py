@@ -26,13 +26,7 @@ def image_inputs(
     """
     from transformers import AutoImageProcessor
 
-    try:
-        processor: Any = AutoImageProcessor.from_pretrained(checkpoint, **options)
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"{checkpoint} has no image processor (preprocessor_config.json): save that of the checkpoint that it was "
-            f"made from beside it. transformers says: {str(error).strip().splitlines()[0]}"
-        ) from error
+    processor = _beside(checkpoint, "image processor", AutoImageProcessor, options)
 
     def items(image: Any) -> Iterator[Tensor]:
         if not isinstance(image, Image.Image):
@@ -52,6 +46,17 @@ def image_inputs(
         )
 
     return items, collate
+
+
+def _beside(checkpoint: Any, what: str, kind: Any, options: dict[str, Any]) -> Any:
+    """Return what prepares the data of a checkpoint. Raise ValueError, with the remedy, if the checkpoint has none."""
+    try:
+        return kind.from_pretrained(checkpoint, **options)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{checkpoint} has no {what} (preprocessor_config.json): save that of the checkpoint that it was made from "
+            f"beside it. transformers says: {str(error).strip().splitlines()[0]}"
+        ) from error
 
 
 def grid_or_rows(output: Any) -> Tensor:
@@ -111,13 +116,7 @@ def sound_inputs(checkpoint: Any, network: Any, options: dict[str, Any]) -> tupl
     """
     from transformers import AutoFeatureExtractor
 
-    try:
-        extractor: Any = AutoFeatureExtractor.from_pretrained(checkpoint, **options)
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"{checkpoint} has no feature extractor (preprocessor_config.json): save that of the checkpoint that it "
-            f"was made from beside it. transformers says: {str(error).strip().splitlines()[0]}"
-        ) from error
+    extractor = _beside(checkpoint, "feature extractor", AutoFeatureExtractor, options)
     rate = extractor.sampling_rate
     window = getattr(extractor, "n_samples", None) or round(SECONDS * rate)
     name = network.main_input_name
