@@ -137,7 +137,7 @@ class TrainConfig:
     # null: lr. At post-LN's scale Adam moves b_dec by lr a step, and μ is far off
     b_dec_lr: float | None = setting(None, affects="training", within="b_dec_speed", at_least=0)
     # b_dec stays where it started
-    freeze_b_dec: bool = setting(False, affects="training", within="b_dec_speed", neutral=False)
+    freeze_b_dec: bool = setting(False, affects="training", axis=True, neutral=False)
     # of what the SAE is given: none, sqrt_d (tokens of that norm) or unit (mean squared norm 1)
     input_scale: str = setting("none", affects="training", neutral="none")
     warmup_steps: int = setting(50, affects="training", at_least=0)

@@ -230,8 +230,8 @@ def _joined(tensors: Sequence[Tensor]) -> Tensor:
 def _joined_state(trainers: Sequence[Trainer], name: str) -> dict[str, Tensor]:
     """Return Adam's state of a weight along a member axis; the trainers' own optimisers get views of it."""
     optimised = [one.optimised[name] for one in trainers]
-    if trainers[0].step == 0:
-        for one, parameter in zip(trainers, optimised, strict=True):
+    for one, parameter in zip(trainers, optimised, strict=True):
+        if not one.optimizer.state[parameter]:  # it has taken no step
             zeros = {moment: torch.zeros_like(parameter) for moment in MOMENTS}
             one.optimizer.state[parameter] = {"step": torch.zeros((), device=parameter.device), **zeros}
     states = [one.optimizer.state[parameter] for one, parameter in zip(trainers, optimised, strict=True)]
