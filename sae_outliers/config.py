@@ -10,11 +10,13 @@ import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
 import yaml
 from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import MISSING, OmegaConf
 
 from sae_outliers.paths import config_folders
@@ -76,6 +78,8 @@ class ModelConfig:
     gpu_batch_size: dict[int, int] = setting({}, affects="nothing")  # by GPU memory in GB: items per forward pass
     flops_per_token: float | None = setting(None, affects="nothing", above=0)  # null: 2 × parameters
     loader: dict[str, Any] = setting(affects="activations", within="model")  # _target_ of a function -> Backbone
+    # where the features behind the activations are known: a _target_ of a function -> directions [n_true, d_model]
+    true_features: dict[str, Any] | None = setting(None, affects="nothing")
 
 
 @dataclass
@@ -132,6 +136,10 @@ class TrainConfig:
     lr: float = setting(3e-4, affects="training", above=0)
     # null: lr. At post-LN's scale Adam moves b_dec by lr a step, and μ is far off
     b_dec_lr: float | None = setting(None, affects="training", within="b_dec_speed", at_least=0)
+    # b_dec stays where it started
+    freeze_b_dec: bool = setting(False, affects="training", axis=True, neutral=False)
+    # of what the SAE is given: none, sqrt_d (tokens of that norm) or unit (mean squared norm 1)
+    input_scale: str = setting("none", affects="training", neutral="none")
     warmup_steps: int = setting(50, affects="training", at_least=0)
     # linear decay to 0 starts at this fraction of the steps
     decay_from: float = setting(0.8, affects="training", at_least=0, at_most=1)
@@ -169,7 +177,7 @@ class RunConfig:
     sae_seed: int | None = setting(None, affects="init")  # SAE initialisation; null: seed
     variants: list[str] = setting(
         [], affects="nothing", shared=True
-    )  # overrides, one string a run: trained jointly on one stream
+    )  # overrides, one string a run, or one for each combination of their values: trained jointly on one stream
     device: str = setting("auto", affects="nothing", shared=True)  # auto, cpu, cuda, cuda:1, ...
     # whether activations are stored; without, all is measured in the stream, at initialisation only
     store: bool = setting(True, affects="nothing", shared=True)
@@ -278,7 +286,23 @@ def sae_seed_of(seed: int, sae_seed: int | None) -> int:
 
 def expand(cfg: RunConfig, compose: Callable[[list[str]], RunConfig]) -> list[RunConfig]:
     """The config of each of `cfg.variants`, which `compose` makes of its overrides; `cfg` where there are none."""
-    return [compose(shlex.split(variant)) for variant in cfg.variants] or [cfg]
+    return [compose(overrides) for variant in cfg.variants for overrides in grid(variant)] or [cfg]
+
+
+def grid(variant: str) -> Iterator[list[str]]:
+    """Yield the overrides of a variant, in every combination where some have several values: `sae_seed=0,1 sae.k=32`.
+
+    Raises:
+        HydraException: it is not of Hydra's grammar.
+    """
+    overrides = OverridesParser.create().parse_overrides(shlex.split(variant))
+    choices = [
+        [f"{one.get_key_element()}={value}" for value in one.sweep_string_iterator()]
+        if one.is_sweep_override()
+        else [str(one.input_line)]
+        for one in overrides
+    ]
+    return map(list, product(*choices))
 
 
 # last parts of paths that say nothing of what is there

@@ -42,6 +42,14 @@ def test_the_product_is_the_unit_of_the_training_steps(written: Path) -> None:
     assert list(steps.index[5:]) == installed
 
 
+def test_stacks_are_measured_beside_their_members_alone(written: Path) -> None:
+    rows = pd.read_csv(written / "stack.csv")
+    assert rows["threads"].unique().tolist() == [1, 2]
+    assert rows["members"].tolist() == [1, 2, 2, 4, 2] * 2
+    assert rows["revival"].tolist() == ["none", "none", "auxk", "none", "none"] * 2
+    assert rows[["product_seconds", "stack_seconds", "stack_ratio", "alone_ratio"]].gt(0).all(axis=None)
+
+
 def test_shares_of_changed_selections_are_percentages(written: Path) -> None:
     selection = pd.read_csv(written / "selection.csv")
     shares = selection[["selections_differ_pct", "tokens_differ_pct"]]

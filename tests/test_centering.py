@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from sae_outliers.sae.architectures.topk import TopK
 from sae_outliers.sae.io import fold, load_sae, save_sae
 from sae_outliers.stats.moments import moments
-from sae_outliers.stats.transforms import CENTERINGS, Affine, postln
+from sae_outliers.stats.transforms import CENTERINGS, INPUT_SCALES, Affine, postln
 from tests.test_sae import TYPES, trained_like
 
 D = 24
@@ -31,9 +32,23 @@ def test_postln_is_layernorm_without_affine_times_sqrt_d() -> None:
     torch.testing.assert_close(postln(x), expected)
 
 
+def map_of(name: str, scale: str, tokens: torch.Tensor) -> Affine:
+    m = moments([tokens], covariance=True)
+    return replace(CENTERINGS[name](m), scale=INPUT_SCALES[scale](m))
+
+
+@pytest.mark.parametrize(("scale", "norm"), [("none", D), ("sqrt_d", D**0.5), ("unit", 1)])
+def test_an_input_scale_gives_tokens_the_norm_that_it_says(scale: str, norm: float, tokens: torch.Tensor) -> None:
+    z = map_of("off", scale, tokens).apply(tokens)
+    assert z.square().sum(1).mean().sqrt().item() == pytest.approx(norm, rel=1e-4)
+    mapped = moments([tokens], covariance=True).mapped(torch.zeros(D), None, INPUT_SCALES[scale](moments([tokens])))
+    assert mapped.square_norm.item() == pytest.approx(norm**2, rel=1e-4)
+
+
+@pytest.mark.parametrize("scale", INPUT_SCALES)
 @pytest.mark.parametrize("name", CENTERINGS)
-def test_undo_takes_apply_back(name: str, tokens: torch.Tensor) -> None:
-    centering = CENTERINGS[name](moments([tokens], covariance=True))
+def test_undo_takes_apply_back(name: str, scale: str, tokens: torch.Tensor) -> None:
+    centering = map_of(name, scale, tokens)
     torch.testing.assert_close(centering.undo(centering.apply(tokens)), tokens, rtol=1e-4, atol=1e-3)
 
 
@@ -61,9 +76,13 @@ def test_whitened_tokens_have_the_identity_as_covariance_but_for_the_direction_t
 
 
 @pytest.mark.parametrize("kind", TYPES)
-@pytest.mark.parametrize("name", CENTERINGS)
-def test_folding_gives_the_same_features_and_reconstruction(name: str, kind: str, tokens: torch.Tensor) -> None:
-    centering = CENTERINGS[name](moments([tokens], covariance=True))
+@pytest.mark.parametrize(
+    ("name", "scale"), [*((name, "none") for name in CENTERINGS), ("on", "unit"), ("whiten", "sqrt_d")]
+)
+def test_folding_gives_the_same_features_and_reconstruction(
+    name: str, scale: str, kind: str, tokens: torch.Tensor
+) -> None:
+    centering = map_of(name, scale, tokens)
     sae = trained_like(kind, D, 200, k=8).float()
     folded = fold(sae, centering)
     z = centering.apply(tokens)
@@ -76,7 +95,7 @@ def test_folding_gives_the_same_features_and_reconstruction(name: str, kind: str
 
 @pytest.mark.parametrize("kind", TYPES)
 def test_sae_and_centering_come_back_from_their_file(kind: str, tokens: torch.Tensor, tmp_path: Path) -> None:
-    centering = CENTERINGS["whiten"](moments([tokens], covariance=True))
+    centering = map_of("whiten", "unit", tokens)
     sae = trained_like(kind, D, 200, k=8).float()
     save_sae(tmp_path / "sae.safetensors", sae, centering, {"gamma": 1.0})
     loaded, loaded_centering = load_sae(tmp_path / "sae.safetensors")

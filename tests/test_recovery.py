@@ -106,7 +106,7 @@ def test_a_faster_b_dec_is_a_condition_of_its_own(tmp_path: Path) -> None:
     store_run(tmp_path, make_record(run_id="a", **trained(lr=1e-3, b_dec_lr=1e-3)))
     store_run(tmp_path, make_record(run_id="b", **trained(lr=1e-3, b_dec_lr=1.0)))
     assert list(read(tmp_path).trained.runs["condition"]) == ["TopK", "+ fast b_dec"]
-    assert condition_name("topk", "auxk", "off", fast_b_dec=True) == "TopK + AuxK + fast b_dec"
+    assert condition_name("topk", "auxk", "off", b_dec="fast b_dec") == "TopK + AuxK + fast b_dec"
 
 
 def test_only_trained_records_enter_natural_before_planted_and_in_the_order_of_the_study(tmp_path: Path) -> None:

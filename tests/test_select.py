@@ -61,7 +61,10 @@ def test_what_affects_nothing_is_not_compared(key: str) -> None:
 
 @pytest.mark.parametrize("key", AXES)
 def test_tables_tell_the_values_of_an_axis_apart(key: str) -> None:
-    values = (None, 2.0) if key == "data.rescale_mean" else ("one", "two")
+    values: tuple[Any, Any] = {
+        "data.rescale_mean": (None, 2.0),
+        "train.freeze_b_dec": (False, True),
+    }.get(key, ("one", "two"))
     rows = frame(
         *(
             make_record(settings=SETTINGS | {key: value}, **{COLUMNS[key]: value}, **trained(dead_pct_final_topk=end))
@@ -72,8 +75,9 @@ def test_tables_tell_the_values_of_an_axis_apart(key: str) -> None:
     if key == "data.rescale_mean":
         assert len(measured_once(rows)) == 2
         return
-    found: Any = conditions(Inputs(rows)).groupby(COLUMNS[key])["end TopK"].last()
-    assert (found["one"], found["two"]) == (1, 9)
+    shown = {"train.freeze_b_dec": "b_dec"}.get(key, COLUMNS[key])
+    found: Any = conditions(Inputs(rows)).groupby(shown)["end TopK"].last()
+    assert tuple(found[list({"train.freeze_b_dec": ("", "frozen b_dec")}.get(key, values))]) == (1, 9)
 
 
 @pytest.mark.parametrize("key", [key for key in COMPARED if role_of(key).within == "model"])

@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 import torch
 from scipy.optimize import minimize
-from scipy.stats import entropy
+from scipy.stats import entropy, kurtosis
 
+from sae_outliers.stats.kurtosis import Kurtosis
 from sae_outliers.stats.moments import effective_rank, geometric_median, moments, outlier_dims
 
 
@@ -85,3 +86,14 @@ def test_effective_rank_decomposes_a_covariance_once_until_it_changes(monkeypatc
     assert len(calls) == 3
     with torch.inference_mode():
         assert effective_rank(torch.eye(8)) == pytest.approx(8)
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 1000])
+def test_excess_kurtosis_is_scipys_however_the_tokens_are_chunked(chunk: int) -> None:
+    rng = np.random.default_rng(0)
+    x = np.stack([rng.normal(size=1000), rng.laplace(size=1000) + 50, rng.exponential(size=1000), np.ones(1000)], 1)
+    found = Kurtosis()
+    for part in torch.from_numpy(x).split(chunk):
+        found.update(part)
+    found.update(torch.zeros(0, 4))
+    np.testing.assert_allclose(found.excess(), kurtosis(x[:, :3]), rtol=1e-9)  # the last does not vary

@@ -31,6 +31,7 @@ BLANK: dict[Any, Any] = {
     dict[str, Any]: None,  # settings: compared by the columns
     list[list[float]]: [],
     float | None: None,
+    int | None: None,
 }
 
 

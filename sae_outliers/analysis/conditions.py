@@ -18,29 +18,41 @@ class Condition(NamedTuple):
     marker: str
 
 
-# (revival, centering, b_dec learns faster than the rest) -> the condition. Colours are Okabe and Ito's, which the
+# (revival, centering, how b_dec learns beside the rest) -> the condition. Colours are Okabe and Ito's, which the
 # colour-blind can tell apart.
 CONDITIONS = {
-    ("none", "off", False): Condition("TopK", "#0072B2", "-", "o"),
-    ("auxk", "off", False): Condition("+ AuxK", "#E69F00", "-.", "s"),
-    ("none", "off", True): Condition("+ fast b_dec", "#D55E00", (0, (4, 1, 1, 1, 1, 1)), "P"),
-    ("none", "on", False): Condition("+ centering", "#009E73", "--", "D"),
-    ("none", "whiten", False): Condition("+ whitening", "#CC79A7", ":", "v"),
-    ("none", "geometric_median", False): Condition("TopK + geometric_median", "#56B4E9", "-.", "X"),
-    ("none", "layernorm_center", False): Condition("TopK + layernorm_center", "#999999", (0, (5, 1, 1, 1, 1, 1)), "p"),
+    ("none", "off", ""): Condition("TopK", "#0072B2", "-", "o"),
+    ("auxk", "off", ""): Condition("+ AuxK", "#E69F00", "-.", "s"),
+    ("none", "off", "fast b_dec"): Condition("+ fast b_dec", "#D55E00", (0, (4, 1, 1, 1, 1, 1)), "P"),
+    ("none", "off", "frozen b_dec"): Condition("+ frozen b_dec", "#882255", (0, (1, 1)), "^"),
+    ("auxk", "off", "frozen b_dec"): Condition("+ AuxK + frozen b_dec", "#999933", (0, (3, 1, 1, 1)), "<"),
+    ("none", "on", ""): Condition("+ centering", "#009E73", "--", "D"),
+    ("none", "whiten", ""): Condition("+ whitening", "#CC79A7", ":", "v"),
+    ("none", "geometric_median", ""): Condition("TopK + geometric_median", "#56B4E9", "-.", "X"),
+    ("none", "layernorm_center", ""): Condition("TopK + layernorm_center", "#999999", (0, (5, 1, 1, 1, 1, 1)), "p"),
 }
 PARTS = {"topk": "TopK", "auxk": "AuxK", "on": "centering", "whiten": "whitening"}  # of a name put together
-OTHER_COLORS = ("#882255", "#44AA99", "#999933", "#332288", "#AA4499", "#661100")  # Tol's, likewise
+OTHER_COLORS = ("#44AA99", "#332288", "#AA4499", "#661100")  # Tol's, likewise
 OTHER_DASHES = ((0, (1, 3)), (0, (6, 2)), (0, (3, 1, 1, 1)), (0, (8, 2, 2, 2)), (0, (2, 2)))
 OTHER_MARKERS = ("<", ">", "h", "d", "*", "8")
 
 
-def condition_name(sae: str, revival: str, centering: str, fast_b_dec: bool = False) -> str:
-    """Return the name of a condition out of CONDITIONS, or for example `TopK + resample` or `relu + centering`."""
-    if sae == "topk" and (revival, centering, fast_b_dec) in CONDITIONS:
-        return CONDITIONS[revival, centering, fast_b_dec].name
+def b_dec_learning(b_dec_lr: float, lr: float, frozen: bool) -> str:
+    """Return how b_dec learns beside the other weights: `frozen b_dec`, `fast b_dec`, or nothing where no faster."""
+    if frozen:
+        return "frozen b_dec"
+    return "fast b_dec" if b_dec_lr > lr else ""
+
+
+def condition_name(sae: str, revival: str, centering: str, b_dec: str = "") -> str:
+    """Return the name of a condition out of CONDITIONS, or for example `TopK + resample` or `relu + centering`.
+
+    `b_dec` is its `b_dec_learning`.
+    """
+    if sae == "topk" and (revival, centering, b_dec) in CONDITIONS:
+        return CONDITIONS[revival, centering, b_dec].name
     parts = [sae, *([] if revival == "none" else [revival]), *([] if centering == "off" else [centering])]
-    parts += ["fast b_dec"] if fast_b_dec else []
+    parts += [b_dec] if b_dec else []
     return " + ".join(PARTS.get(part, part) for part in parts)
 
 

@@ -14,7 +14,13 @@ from sae_outliers.paths import CONF, PAPER_MODELS
 Source = Literal["natural", "trained"]
 REQUIRED = ("model", "layer", "last_layer", "sae")  # no table can do without
 # Columns that came later, with what holds of the records before them.
-BEFORE: dict[str, Any] = {"revival": "none", "centering": "off", "train_steps": 0, "domain": "unknown"}
+BEFORE: dict[str, Any] = {
+    "revival": "none",
+    "centering": "off",
+    "train_steps": 0,
+    "domain": "unknown",
+    "freeze_b_dec": False,
+}
 # Columns that tell runs apart or order them; empty where they are missing.
 IDENTIFYING = (
     *("planted_gamma", "seed", "sae_seed", "n_eval", "n_features", "k", "d_model", "schema_version"),

@@ -46,9 +46,9 @@ COLUMNS = (
     "domain",
 )
 TRAINED = {  # published name -> that of `recovery`
-    "baseline": CONDITIONS["none", "off", False].name,
-    "auxk": CONDITIONS["auxk", "off", False].name,
-    "centered": CONDITIONS["none", "on", False].name,
+    "baseline": CONDITIONS["none", "off", ""].name,
+    "auxk": CONDITIONS["auxk", "off", ""].name,
+    "centered": CONDITIONS["none", "on", ""].name,
 }
 TRAINED_COLUMNS = {
     f"dead_pct_{published}_{condition}": f"{name} {when}"

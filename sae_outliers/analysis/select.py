@@ -32,6 +32,8 @@ COLUMNS = {
     "train.batch_size": "train_batch_size",
     "train.lr": "lr",
     "train.b_dec_lr": "b_dec_lr",
+    "train.freeze_b_dec": "freeze_b_dec",
+    "train.input_scale": "input_scale",
     "train.warmup_steps": "warmup_steps",
     "train.decay_from": "decay_from",
     "train.dead_window": "dead_window",
@@ -179,6 +181,7 @@ def _scopes(within: str, records: pd.DataFrame) -> Iterator[tuple[Scope | None, 
     if not within:
         yield None, records.index
     elif within == "b_dec_speed":
+        records = records[~records["freeze_b_dec"]]  # of a frozen one the rate says nothing
         faster = records["b_dec_lr"] > records["lr"]
         yield Scope("b_dec_lr > lr", "b_dec_lr <= lr"), records.index[faster]
         yield Scope("b_dec_lr <= lr", "b_dec_lr > lr"), records.index[~faster]

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from sae_outliers.analysis.conditions import condition_name, conditions_among
+from sae_outliers.analysis.conditions import b_dec_learning, condition_name, conditions_among
 from sae_outliers.analysis.stats import auc, tokens_to_half
 from sae_outliers.results.features import Fate
 from sae_outliers.results.integrity import DIGESTS, damaged, verified
@@ -49,7 +49,8 @@ class Trained(NamedTuple):
 def read_trained(records: pd.DataFrame) -> Trained:
     """Return the trained ones among `records`, in the order of model, layer, planted γ and condition."""
     runs = records[records["train_steps"] > 0]
-    kinds = zip(runs["sae"], runs["revival"], runs["centering"], runs["b_dec_lr"] > runs["lr"], strict=True)
+    b_dec = map(b_dec_learning, runs["b_dec_lr"], runs["lr"], runs["freeze_b_dec"])
+    kinds = zip(runs["sae"], runs["revival"], runs["centering"], b_dec, strict=True)
     runs = runs.assign(
         condition=[condition_name(*kind) for kind in kinds],
         planted_gamma=pd.to_numeric(runs["planted_gamma"]),  # of objects, where all are None

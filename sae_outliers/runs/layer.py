@@ -5,6 +5,7 @@
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
@@ -80,8 +81,9 @@ def train_jointly(setups: Sequence[RunSetup], data: LayerData, trackers: Mapping
 
         runs[setup.directory] = TrainingRun(trainer, setup.to_sae_input, measure, metrics, setup.directory / CHECKPOINT)
     if runs:
-        conditions = ", ".join(setup.condition for setup in setups if setup.directory in runs)
-        title = f"{setups[0].cfg.model.name} layer {setups[0].layer}: {conditions}"
+        conditions = Counter(setup.condition for setup in setups if setup.directory in runs)
+        each = ", ".join(name if n == 1 else f"{n} × {name}" for name, n in conditions.items())
+        title = f"{setups[0].cfg.model.name} layer {setups[0].layer}: {each}"
         train(list(runs.values()), data.training_batches, title)
     for directory, run in runs.items():
         with atomic_write(directory / "curves.parquet") as beside:

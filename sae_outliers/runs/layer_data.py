@@ -10,6 +10,7 @@ from sae_outliers.activations.store import LayerFiles, LayerTokens
 from sae_outliers.config import RunConfig
 from sae_outliers.runs.activations import training_tokens
 from sae_outliers.runs.identity import store_directory
+from sae_outliers.stats.kurtosis import Kurtosis
 from sae_outliers.stats.moments import Moments
 from sae_outliers.stats.transforms import PREPROCESSINGS
 from sae_outliers.utils.device import resolve_device
@@ -22,10 +23,12 @@ class Severity:
 
     Attributes:
         sae_tokens: of the preprocessed tokens that the SAE is given, with their covariance.
+        kurtosis: of the same tokens.
         without_special, with_special: {"postln": ..., "raw": ...} without and with special tokens.
     """
 
     sae_tokens: Moments
+    kurtosis: Kurtosis
     without_special: dict[str, Moments]
     with_special: dict[str, Moments]
 
@@ -36,7 +39,7 @@ class SeverityMeter:
     def __init__(self, preprocessing: str, special_tokens: bool, device: torch.device) -> None:
         self.preprocessing, self.special_tokens, self.device = preprocessing, special_tokens, device
         without, with_special = ({name: Moments() for name in PREPROCESSINGS} for _ in range(2))
-        self.severity = Severity(Moments(covariance=True), without, with_special)
+        self.severity = Severity(Moments(covariance=True), Kurtosis(), without, with_special)
 
     def update(self, rows: Tensor, is_special: Tensor) -> None:
         """Take in rows [n, d_model] as the network put them out, and which of them are special tokens, bool [n]."""
@@ -49,7 +52,9 @@ class SeverityMeter:
             without = x if len(ordinary) == len(x) else x.index_select(0, ordinary)
             self.severity.without_special[name].update(without)
             if name == self.preprocessing:
-                self.severity.sae_tokens.update(x if self.special_tokens else without)
+                tokens = x if self.special_tokens else without
+                self.severity.sae_tokens.update(tokens)
+                self.severity.kurtosis.update(tokens)
 
 
 class LayerData:

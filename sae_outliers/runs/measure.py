@@ -9,17 +9,23 @@ from torch import Tensor
 from sae_outliers.results.curves import Point
 from sae_outliers.runs.setup import RunSetup, Tokens
 from sae_outliers.sae.architectures.topk import TopK
-from sae_outliers.sae.evaluation import Evaluation, FateCounter, SelectionChange, compare_selection, evaluate
+from sae_outliers.sae.evaluation import Evaluation, FateCounter, SelectionChange, compare_selection, evaluate, mmcs
+from sae_outliers.sae.io import folded_decoder
 from sae_outliers.training.trainer import Trainer
 from sae_outliers.utils.files import atomic_write
 
 
 @dataclass(frozen=True)
 class Bias:
-    """How far the bias has come on its way to the mean; the centering's shift counts as part of it."""
+    """How far the bias has come on its way to the mean, both in the space of the preprocessed activations.
 
-    distance: float  # ||b_dec - μ|| / ||μ||, both in the space of the preprocessed activations
+    The centering's shift counts as part of the bias.
+    """
+
+    distance: float  # ||b_dec - μ|| / ||μ||
     cos: float
+    mean_in_bias: float  # b_dec · μ / ||μ||²
+    mean_in_features: float  # likewise of the mean reconstruction without b_dec
 
 
 @dataclass(frozen=True)
@@ -27,6 +33,8 @@ class Final:
     """A trained SAE on the evaluation tokens.
 
     Attributes:
+        collateral_dead: features that were alive at initialisation and are never positive now.
+        mmcs: mean max cosine similarity of the dictionary with the true features; None where they are not known.
         dead_pct_window: of features that did not fire in the last `dead_window` training tokens.
         selection: what precision=bf16_select changes; None with float32.
     """
@@ -34,13 +42,16 @@ class Final:
     evaluation: Evaluation
     alignment: Tensor
     bias: Bias
+    collateral_dead: int
+    mmcs: float | None
     dead_pct_window: float | None
     selection: SelectionChange | None
 
 
 def curve_point(setup: RunSetup, read: Tokens) -> Point:
     """Return the figures of a point of the death curves."""
-    now, bias = _evaluate(setup, read), bias_of(setup)
+    now = _evaluate(setup, read)
+    bias = bias_of(setup, now)
     return {
         "dead_pct": now.dead_pct,
         "dead_pct_topk": now.fates.dead_pct_topk,
@@ -49,6 +60,12 @@ def curve_point(setup: RunSetup, read: Tokens) -> Point:
         "l0": now.l0,
         "b_dec_distance": bias.distance,
         "b_dec_cos": bias.cos,
+        "mean_in_bias": bias.mean_in_bias,
+        "mean_in_features": bias.mean_in_features,
+        "always_on": int(now.always_on.sum()),
+        "always_on_l0_pct": now.always_on_l0_pct,
+        "collateral_dead": collateral_dead(setup, now),
+        "mmcs": mmcs_of(setup),
     }
 
 
@@ -56,13 +73,33 @@ def measure_final(setup: RunSetup, trainer: Trainer, read: Tokens) -> Final:
     sae = setup.sae
     compared = isinstance(sae, TopK) and sae.precision != "float32"
     selection = compare_selection(sae, map(setup.to_sae_input, read())) if compared else None  # type: ignore[arg-type]
-    return Final(_evaluate(setup, read), setup.align(), bias_of(setup), trainer.dead_pct_window(), selection)
+    now = _evaluate(setup, read)
+    return Final(
+        now, setup.align(), bias_of(setup, now), collateral_dead(setup, now), mmcs_of(setup),
+        trainer.dead_pct_window(), selection,
+    )  # fmt: skip
 
 
-def bias_of(setup: RunSetup) -> Bias:
-    mean = setup.tokens.mean.float()
-    bias = setup.centering.undo(setup.sae.b_dec.detach())
-    return Bias(((bias - mean).norm() / mean.norm()).item(), F.cosine_similarity(bias, mean, dim=0).item())
+def bias_of(setup: RunSetup, now: Evaluation) -> Bias:
+    mean = setup.tokens.mean.double()
+    bias = setup.centering.undo(setup.sae.b_dec.detach()).double()
+    square = mean.square().sum()
+    return Bias(
+        distance=((bias - mean).norm() / mean.norm()).item(),
+        cos=F.cosine_similarity(bias, mean, dim=0).item(),
+        mean_in_bias=(bias @ mean / square).item(),
+        mean_in_features=((now.mean_x_hat - bias) @ mean / square).item(),
+    )
+
+
+def collateral_dead(setup: RunSetup, now: Evaluation) -> int:
+    return int(((setup.fates.selected > 0) & (now.fates.highest <= 0)).sum())
+
+
+def mmcs_of(setup: RunSetup) -> float | None:
+    if setup.true_features is None:
+        return None
+    return mmcs(folded_decoder(setup.sae, setup.centering), setup.true_features.to(setup.device))
 
 
 def _evaluate(setup: RunSetup, read: Tokens) -> Evaluation:

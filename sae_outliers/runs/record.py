@@ -121,6 +121,8 @@ class Record:
     b_dec_lr: float = column(lambda run: run.cfg.train.lr if run.cfg.train.b_dec_lr is None else run.cfg.train.b_dec_lr)
     warmup_steps: int = column(lambda run: run.cfg.train.warmup_steps)
     decay_from: float = column(lambda run: run.cfg.train.decay_from)
+    input_scale: str = column(lambda run: run.cfg.train.input_scale)
+    freeze_b_dec: bool = column(lambda run: run.cfg.train.freeze_b_dec)
     dead_window: int = column(lambda run: run.cfg.train.dead_window)
     precision: str = column(lambda run: run.cfg.precision)
     sae_options: str = column(lambda run: options(run.cfg.sae))  # JSON, as is the next
@@ -135,6 +137,9 @@ class Record:
     gamma_with_special: float = column(lambda run: run.setup.severity.with_special["postln"].gamma)
     gamma_raw_with_special: float = column(lambda run: run.setup.severity.with_special["raw"].gamma)
     effective_rank: float = column(lambda run: effective_rank(run.setup.tokens.scatter))
+    # of the dimensions of the preprocessed tokens, 0 for normal ones
+    kurtosis_median: float = column(lambda run: run.setup.severity.kurtosis.excess().median().item())
+    kurtosis_max: float = column(lambda run: run.setup.severity.kurtosis.excess().max().item())
     # [index, |μ|/σ], the largest ratios first
     outlier_dims: list[list[float]] = column(lambda run: [[d.index, d.ratio] for d in outlier_dims(run.setup.tokens)])
     gamma_sae_input: float = column(lambda run: run.setup.gamma_sae_input)  # after preprocessing and centering
@@ -158,6 +163,16 @@ class Record:
     # ||b_dec - μ|| / ||μ||, both in the space of the preprocessed activations
     b_dec_distance: float | None = of_final(lambda final: final.bias.distance)
     b_dec_cos: float | None = of_final(lambda final: final.bias.cos)
+    # b_dec · μ / ||μ||², and likewise of the mean reconstruction without b_dec
+    mean_in_bias: float | None = of_final(lambda final: final.bias.mean_in_bias)
+    mean_in_features: float | None = of_final(lambda final: final.bias.mean_in_features)
+    # features that are active on more than 90 % of the evaluation tokens, and their share of L0
+    always_on: int | None = of_final(lambda final: int(final.evaluation.always_on.sum()))
+    always_on_l0_pct: float | None = of_final(lambda final: final.evaluation.always_on_l0_pct)
+    # features that were alive at initialisation and are never positive now
+    collateral_dead: int | None = of_final(lambda final: final.collateral_dead)
+    # mean max cosine similarity of true features and decoder rows; None where the true features are not known
+    mmcs: float | None = of_final(lambda final: final.mmcs)
     select_pct_changed: float | None = of_selection(lambda change: change.pct_changed)
     select_pct_tokens_changed: float | None = of_selection(lambda change: change.pct_tokens_changed)
     select_fvu_change: float | None = of_selection(lambda change: change.fvu_change)

@@ -14,7 +14,8 @@ from sae_outliers.sae.evaluation import FateCounter, alignment, count_fates, fat
 from sae_outliers.sae.initialization import initialise
 from sae_outliers.sae.io import folded_encoder
 from sae_outliers.stats.moments import Moments
-from sae_outliers.stats.transforms import CENTERINGS, Affine
+from sae_outliers.stats.transforms import CENTERINGS, INPUT_SCALES, Affine
+from sae_outliers.utils.instantiate import instantiate
 
 Tokens = Callable[[], Iterator[Tensor]]  # a fresh pass over the preprocessed evaluation tokens, [tokens, d_model]
 
@@ -24,9 +25,10 @@ class RunSetup:
     """One layer of a model under one condition.
 
     Attributes:
+        true_features: directions of which activations are known to be made, [n_true, d_model]; None for a network's.
         shift: what planting a γ adds to every preprocessed token, [d_model]; None where none is planted.
         tokens: moments of the preprocessed tokens, planted where the config asks for it.
-        centering: the map from these to what the SAE is given.
+        centering: the map from these to what the SAE is given, its scale included.
         sae_input: moments of what the SAE is given.
         fates: of the SAE's features at initialisation, on the evaluation tokens that `count` has been shown.
         alignment: cos(encoder direction, μ) of each feature at initialisation, [n_features].
@@ -38,6 +40,7 @@ class RunSetup:
     directory: Path
     severity: Severity
     device: torch.device
+    true_features: Tensor | None
     shift: Tensor | None
     tokens: Moments
     centering: Affine
@@ -102,17 +105,25 @@ def set_up(
     `read` is needed by initialisations that look at tokens; without a store there is no reading them again.
     """
     shift, tokens = _planted(severity.sae_tokens, cfg.data.rescale_mean)
-    centering = CENTERINGS[cfg.centering.name](tokens)
-    sae_input = tokens.mapped(centering.shift, centering.linear)
+    centering = replace(CENTERINGS[cfg.centering.name](tokens), scale=INPUT_SCALES[cfg.train.input_scale](tokens))
+    sae_input = tokens.mapped(centering.shift, centering.linear, centering.scale)
     if sae is None:
         sae = _initialised(cfg, sae_input, device, lambda x: centering.apply(x if shift is None else x + shift), read)
     off_center = sae_input.mean - sae.b_dec.detach()
     return RunSetup(
-        cfg, layer, directory, severity, device, shift, tokens, centering, sae_input, sae,
+        cfg, layer, directory, severity, device, true_features_of(cfg), shift, tokens, centering, sae_input, sae,
         fates=fate_counter(sae),
         alignment=_alignment(sae, centering, tokens),
         gamma_sae_input=(off_center.norm() / sae_input.variance.sum().sqrt()).item(),
     )  # fmt: skip
+
+
+def true_features_of(cfg: RunConfig) -> Tensor | None:
+    """Return the directions that the model's config names as the true ones, if it does."""
+    if cfg.model.true_features is None:
+        return None
+    found: Tensor = instantiate(cfg.model.true_features)
+    return found
 
 
 def _planted(tokens: Moments, gamma: float | None) -> tuple[Tensor | None, Moments]:

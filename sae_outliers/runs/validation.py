@@ -10,7 +10,7 @@ from sae_outliers.runs.identity import store_settings
 from sae_outliers.sae.base import sae_type
 from sae_outliers.sae.initialization import B_DEC_INITS, INITS, reads_tokens
 from sae_outliers.sae.kernels import PRECISIONS
-from sae_outliers.stats.transforms import CENTERINGS, PREPROCESSINGS
+from sae_outliers.stats.transforms import CENTERINGS, INPUT_SCALES, PREPROCESSINGS
 from sae_outliers.tracking.base import TRACKERS
 from sae_outliers.training.revival import revival_type
 from sae_outliers.utils.options import check_file_name, check_number
@@ -23,6 +23,7 @@ NAMES: dict[str, Collection[str] | Registry[Any]] = {
     "centering": CENTERINGS,
     "init": INITS,
     "init.b_dec": B_DEC_INITS,
+    "train.input_scale": INPUT_SCALES,
     "tracker": TRACKERS,
 }
 

@@ -62,6 +62,17 @@ class Evaluation:
     active: Tensor  # int64 [n_features]: tokens on which the SAE itself has each feature active
     fvu: float  # Σ||x - x̂||² / Σ||x - μ||², on the preprocessed activations, whatever the centering
     l0: float  # mean number of active features of a token
+    mean_x_hat: Tensor  # mean reconstruction, in the space of the preprocessed activations, float64 [d_model]
+
+    @property
+    def always_on(self) -> Tensor:
+        """Return which features are active on more than 90 % of the tokens, bool [n_features]."""
+        return self.active > 0.9 * self.fates.n_tokens
+
+    @property
+    def always_on_l0_pct(self) -> float:
+        """Return the share of `always_on` features in L0, in percent; 0 where nothing is active."""
+        return 100 * self.active[self.always_on].sum().item() / max(1, self.active.sum().item())
 
     @property
     def dead_pct(self) -> float:
@@ -95,18 +106,31 @@ def evaluate(sae: SparseAutoencoder, centering: Affine, tokens: Iterable[Tensor]
     counter = fate_counter(sae)
     active = torch.zeros_like(counter.selected)
     error = torch.zeros((), dtype=torch.float64, device=counter.selected.device)
+    total = torch.zeros(sae.d_model, dtype=torch.float64, device=counter.selected.device)
     for x, pre in _pre_activations(sae, centering, tokens):
         counter.update(pre)
         z_hat, now_active = sae.reconstruct(pre)
         active += now_active
-        error += (x - centering.undo(z_hat)).double().square().sum()
+        x_hat = centering.undo(z_hat)
+        error += (x - x_hat).double().square().sum()
+        total += x_hat.sum(0, dtype=torch.float64)
     fvu = error.item() / (counter.n_tokens * variance)
-    return Evaluation(counter, active, fvu, active.sum().item() / counter.n_tokens)
+    return Evaluation(counter, active, fvu, active.sum().item() / counter.n_tokens, total / counter.n_tokens)
 
 
 def alignment(W_enc: Tensor, mean: Tensor) -> Tensor:
     """Return each feature's cos(encoder direction, μ), [n_features]; W_enc [d_model, n_features], mean [d_model]."""
     return F.cosine_similarity(W_enc, mean.to(W_enc)[:, None], dim=0)
+
+
+@torch.no_grad()
+def mmcs(W_dec: Tensor, true_features: Tensor) -> float:
+    """Return the mean over true features [n_true, d_model] of the largest cosine with a row of W_dec [n_features, ...].
+
+    Mean max cosine similarity: 1 where the dictionary holds every true feature (arXiv 2605.31518).
+    """
+    cosines = F.normalize(true_features, dim=1) @ F.normalize(W_dec.to(true_features), dim=1).T
+    return cosines.amax(1).mean().item()
 
 
 @torch.no_grad()

@@ -18,25 +18,34 @@ from sae_outliers.utils.files import atomic_write
 
 @torch.no_grad()
 def folded_encoder(sae: SparseAutoencoder, centering: Affine) -> Tensor:
-    """Return W_enc' = L W_enc, [d_model, n_features]: the encoder directions in the space before the centering."""
+    """Return W_enc' = s L W_enc, [d_model, n_features]: the encoder directions in the space before the centering."""
     W_enc = sae.W_enc.double()
-    return (W_enc if centering.linear is None else centering.linear.double() @ W_enc).float()
+    W_enc = W_enc if centering.linear is None else centering.linear.double() @ W_enc
+    return (W_enc if centering.scale is None else centering.scale.double() * W_enc).float()
+
+
+@torch.no_grad()
+def folded_decoder(sae: SparseAutoencoder, centering: Affine) -> Tensor:
+    """Return W_dec' = W_dec L⁺ / s, [n_features, d_model]: the decoder directions in the space before the centering."""
+    W_dec = sae.W_dec.double()
+    W_dec = W_dec if centering.inverse is None else W_dec @ centering.inverse.double()
+    return (W_dec if centering.scale is None else W_dec / centering.scale.double()).float()
 
 
 @torch.no_grad()
 def fold(sae: SparseAutoencoder, centering: Affine) -> SparseAutoencoder:
     """Return the SAE that does on x what `sae` does on `centering.apply(x)`, its output mapped back by `undo`.
 
-    With z = (x - s) L and x̂ = ẑ L⁺ + s:  W_enc' = L W_enc,  W_dec' = W_dec L⁺,  b_dec' = b_dec L⁺ + s, and
-    b_enc' = b_enc + (b_dec L⁺ L - b_dec) W_enc, whose second term is 0 unless L is singular. Thresholds stay. The
-    products are formed in float64. Decoder rows keep their unit norm only if L is orthogonal. x is [tokens, d_model].
+    With z = (x - c) L s and x̂ = ẑ L⁺ / s + c:  W_enc' = s L W_enc,  W_dec' = W_dec L⁺ / s,  b_dec' = b_dec L⁺ / s + c,
+    and b_enc' = b_enc + (b_dec L⁺ L - b_dec) W_enc, whose second term is 0 unless L is singular. Thresholds stay. The
+    products are formed in float64. Decoder rows keep their unit norm only if L s is orthogonal. x is [tokens, d_model].
     """
     result = copy.deepcopy(sae)
     result.W_enc.copy_(folded_encoder(sae, centering))
+    result.W_dec.copy_(folded_decoder(sae, centering))
     result.b_dec.copy_(centering.undo(sae.b_dec))
     if centering.linear is not None and centering.inverse is not None:
         linear, inverse, b_dec = (t.double() for t in (centering.linear, centering.inverse, sae.b_dec))
-        result.W_dec.copy_(sae.W_dec.double() @ inverse)
         result.shift_pre_activations(((b_dec @ inverse @ linear - b_dec) @ sae.W_enc.double()).float())
     return result
 

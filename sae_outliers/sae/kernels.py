@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from functools import cached_property
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -23,6 +24,7 @@ warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta", UserWa
 PRECISIONS = ("float32", "bf16_select")
 CHUNK_SIZE = {"cpu": 1 << 22, "cuda": 1 << 26}  # pre-activations in a chunk: 16 and 256 MiB of float32 ...
 MIN_ROWS = 256  # ... unless these are more: below, the product itself slows down
+RANKED_AT_ONCE = 128  # values of a row, from which on `largest` ranks pools first
 EXTRA_CANDIDATES = 16  # candidates beyond k that the product in bfloat16 names
 
 
@@ -107,19 +109,31 @@ def count(indices: Tensor, chosen: Tensor, n_features: int) -> Tensor:
 def largest(pre: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Return `pre.topk(k, dim=1, sorted=False)` of pre [tokens, n], in less time where k is far below n.
 
-    The k largest values lie in the k pools of neighbouring features whose maxima are largest, so only those pools
-    are ranked feature by feature, in the same way again. Of equal values, others than topk's may be chosen.
+    The k largest values lie in the k pools of features whose maxima are largest, so only those pools are ranked
+    feature by feature, in the same way again. Feature j is in pool j % (n / pool size). Of equal values, others than
+    topk's may be chosen.
     """
     tokens, n = pre.shape
     pool = 2 ** round(math.log2(math.sqrt(n / k)))  # ranks n / pool maxima and k * pool candidates: fewest here
-    if pool < 4 or n % pool:
-        return pre.topk(k, dim=1, sorted=False)
-    maxima = F.max_pool1d(pre[:, None], pool)[:, 0]
-    pools = maxima.topk(k, dim=1, sorted=False).indices
-    first = torch.arange(tokens, device=pre.device)[:, None] * (n // pool)
-    candidates = pre.reshape(-1, pool).index_select(0, (pools + first).flatten()).view(tokens, k * pool)
+    if n <= RANKED_AT_ONCE or pool < 4 or n % pool:
+        return _ranked(pre, k)
+    pooled = pre.view(tokens, pool, n // pool)
+    pools = largest(pooled.amax(1), k)[1]
+    candidates = pooled.gather(2, pools[:, None].expand(-1, pool, -1)).view(tokens, pool * k)
     values, places = largest(candidates, k)
-    return values, pools.gather(1, places // pool) * pool + places % pool
+    return values, places // k * (n // pool) + pools.gather(1, places % k)
+
+
+def _ranked(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Return `values.topk(k, dim=1, sorted=False)`: on a CPU numpy sorts short rows in a tenth of topk's time."""
+    if values.device.type != "cpu" or values.dtype != torch.float32:
+        return values.topk(k, dim=1, sorted=False)
+    rows = values.detach().numpy()
+    places = np.flatnonzero(rows >= np.sort(rows, axis=1)[:, -k, None])
+    if len(places) != k * len(rows):  # the k-th largest is not the only one of its value, or is not a number
+        return values.topk(k, dim=1, sorted=False)
+    chosen = torch.from_numpy(places).view(-1, k)
+    return values.flatten()[chosen], chosen % values.shape[1]
 
 
 def pre_activation_chunks(x: Tensor, W_enc: Tensor, b_enc: Tensor) -> Iterator[Tensor]:

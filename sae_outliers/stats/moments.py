@@ -50,12 +50,15 @@ class Moments:
         result.count, result.mean, result.scatter = self.count, self.mean + shift, self.scatter
         return result
 
-    def mapped(self, shift: Tensor, linear: Tensor | None) -> "Moments":
-        """Return the moments of (x - shift) @ linear over the same tokens; a map needs the full covariance."""
+    def mapped(self, shift: Tensor, linear: Tensor | None, scale: Tensor | None = None) -> "Moments":
+        """Return the moments of (x - shift) @ linear * scale over the same tokens; a map needs the full covariance."""
         result = self.shifted(-shift.double())
         if linear is not None:
             by = linear.double()
             result.mean, result.scatter = result.mean @ by, by.T @ result.scatter @ by
+        if scale is not None:
+            by = scale.double()
+            result.mean, result.scatter = result.mean * by, result.scatter * by.square()
         return result
 
     @property
@@ -63,6 +66,11 @@ class Moments:
         """Return the population variance of each dimension, [d_model]."""
         diagonal = self.scatter.diagonal() if self.covariance else self.scatter
         return diagonal / self.count
+
+    @property
+    def square_norm(self) -> Tensor:
+        """Return the mean over tokens of ||x||², a number."""
+        return self.mean.square().sum() + self.variance.sum()
 
     @property
     def gamma(self) -> float:

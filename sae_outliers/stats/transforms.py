@@ -1,4 +1,4 @@
-"""What a token's activations go through before the SAE: per-token preprocessing, then centering, an affine map."""
+"""What a token's activations go through before the SAE: per-token preprocessing, then centering and a scale."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -32,26 +32,29 @@ def raw(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Affine:
-    """z = (x - shift) @ linear, and back x = z @ inverse + shift; float32, x and z are [..., d_model].
+    """z = (x - shift) @ linear * scale, and back x = z / scale @ inverse + shift; float32, x and z are [..., d_model].
 
     `linear` and `inverse` are [d_model, d_model], or None for the identity. `inverse` is the pseudo-inverse where
-    `linear` is a projection.
+    `linear` is a projection. `scale` is a number, or None for 1.
     """
 
     shift: Tensor
     linear: Tensor | None = None
     inverse: Tensor | None = None
+    scale: Tensor | None = None
 
     def apply(self, x: Tensor) -> Tensor:
         z = x - self.shift
-        return z if self.linear is None else z @ self.linear
+        z = z if self.linear is None else z @ self.linear
+        return z if self.scale is None else z * self.scale
 
     def undo(self, z: Tensor) -> Tensor:
+        z = z if self.scale is None else z / self.scale
         return (z if self.inverse is None else z @ self.inverse) + self.shift
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return what is saved beside the SAE: `centering.shift` and, unless it is the identity, the two matrices."""
-        named = {"shift": self.shift, "linear": self.linear, "inverse": self.inverse}
+        """Return what is saved beside the SAE: `centering.shift` and, where they are not the identity, the others."""
+        named = {"shift": self.shift, "linear": self.linear, "inverse": self.inverse, "scale": self.scale}
         return {f"centering.{name}": tensor for name, tensor in named.items() if tensor is not None}
 
     @classmethod
@@ -107,3 +110,25 @@ def layernorm_center(m: Moments) -> Affine:
     d_model = len(m.mean)
     projection = torch.eye(d_model, device=m.mean.device) - 1 / d_model
     return Affine(m.mean.float(), projection, projection.clone())
+
+
+# from the moments of the evaluation tokens, before any centering, to the factor of the SAE's inputs; None for 1
+INPUT_SCALES = Registry[Callable[[Moments], Tensor | None]]("train.input_scale")
+
+
+@INPUT_SCALES.register("none")
+def unscaled(m: Moments) -> Tensor | None:
+    """Leave the tokens at the scale of the preprocessing: after the paper's, a token has norm d_model."""
+    return None
+
+
+@INPUT_SCALES.register("sqrt_d")
+def sqrt_d(m: Moments) -> Tensor | None:
+    """Give tokens the norm sqrt(d_model), by their root mean square, as SAELens' expected average does by the mean."""
+    return (len(m.mean) / m.square_norm).sqrt().float()
+
+
+@INPUT_SCALES.register("unit")
+def unit(m: Moments) -> Tensor | None:
+    """Give tokens a mean squared norm of 1, as dictionary_learning does."""
+    return m.square_norm.rsqrt().float()

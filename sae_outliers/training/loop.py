@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sae_outliers.results.curves import MetricsFile, Point
 from sae_outliers.results.layout import CHECKPOINT_DIGESTS
+from sae_outliers.training.stack import Stack, stacks
 from sae_outliers.training.trainer import Trainer
 from sae_outliers.utils.files import atomic_write, file_digest, remove_leftovers, write_json
 from sae_outliers.utils.preemption import defer_preemption
@@ -46,9 +47,8 @@ class TrainingRun:
         self.metrics.drop_from(self.trainer.step)
         self._write_point_if_due()
 
-    def train_step(self, x: Tensor) -> None:
-        """Take one step; then write a checkpoint and a point of the curves, where one is due."""
-        self.trainer.train_step(self.to_sae_input(x))
+    def follow_step(self) -> None:
+        """After a step, write a checkpoint and a point of the curves, where one is due."""
         if self.trainer.step % self.trainer.cfg.checkpoint_every == 0:
             self.save()
         self._write_point_if_due()
@@ -109,24 +109,45 @@ class TrainingRun:
             self.metrics.write(point | self.measure() | {"dead_pct_window": trainer.dead_pct_window()})
 
 
+class Together:
+    """Runs that take each step in one computation; one by itself takes it as ever."""
+
+    def __init__(self, runs: Sequence[TrainingRun]) -> None:
+        self.runs = runs
+        self._stack = Stack([run.trainer for run in runs]) if len(runs) > 1 else None
+
+    def train_step(self, step: int, x: Tensor) -> None:
+        """Take step `step` on a batch [batch_size, d_model], if it is the next one of these runs."""
+        trainer = self.runs[0].trainer
+        if not trainer.step == step < trainer.cfg.steps:
+            return
+        inputs = [run.to_sae_input(x) for run in self.runs]
+        if self._stack:
+            self._stack.train_step(inputs)
+        else:
+            trainer.train_step(inputs[0])
+        for run in self.runs:
+            run.follow_step()
+
+
 def train(runs: Sequence[TrainingRun], batches: Batches, title: str) -> None:
     """Train every run to the end of its steps, each from its checkpoint if it has one, on one read of the batches.
 
-    A run gets the weights that it would get alone: only the reading is shared. A point of the death curves is written
-    every `eval_every` steps, at step 0 and after the last step. On a preemption signal every run leaves a checkpoint
-    of its last step.
+    A run gets the weights that it would get alone, but for rounding where it trains in a stack. A point of the death
+    curves is written every `eval_every` steps, at step 0 and after the last step. On a preemption signal every run
+    leaves a checkpoint of its last step.
     """
     for run in runs:
         run.begin()
     start = min(run.trainer.step for run in runs)
     end = max(run.trainer.cfg.steps for run in runs)
+    groups = [Together([runs[i] for i in indices]) for indices in stacks([run.trainer for run in runs])]
     stream = batches(start)
     with Progress(title, end, "steps") as progress, defer_preemption() as signal:
         for step in range(start, end):
             x = next(stream)
-            for run in runs:
-                if run.trainer.step == step < run.trainer.cfg.steps:
-                    run.train_step(x)
+            for group in groups:
+                group.train_step(step, x)
             progress.update(step + 1)
             if signal.received:
                 for run in runs:

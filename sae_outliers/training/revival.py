@@ -78,10 +78,13 @@ class AuxK(Revival):
         check_number("revival.k_aux", k_aux, at_least=1)
         self.alpha, self.k_aux = alpha, k_aux
 
+    def k_of(self, d_model: int) -> int:
+        return self.k_aux or 2 ** round(math.log2(d_model / 2))
+
     def loss(self, sae: SparseAutoencoder, x: Tensor, output: StepOutput, dead: Tensor) -> Tensor | float:
         if len(dead) == 0:
             return 0.0
-        k = min(self.k_aux or 2 ** round(math.log2(sae.d_model / 2)), len(dead))
+        k = min(self.k_of(sae.d_model), len(dead))
         weights = feature_weights(sae, dead)
         # measured: products with a code that is not sparse take longer than dense ones
         reconstruct = reconstruct_densely if 8 * k > len(dead) else reconstruct_sparsely

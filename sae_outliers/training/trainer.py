@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sae_outliers.config import TrainConfig
-from sae_outliers.sae.base import SparseAutoencoder
+from sae_outliers.sae.base import SparseAutoencoder, StepOutput
 from sae_outliers.training.revival import Revival
 from sae_outliers.utils.device import memory_for
 from sae_outliers.utils.files import atomic_write
@@ -32,7 +32,7 @@ class Trainer:
         self.revives_by_loss = type(self.revival).loss is not Revival.loss
         self.optimised = dict(sae.named_parameters()) | {"W_enc": self._rows_of_W_enc()}
         others = [parameter for name, parameter in self.optimised.items() if name != "b_dec"]
-        self.lrs = [cfg.lr, cfg.lr if cfg.b_dec_lr is None else cfg.b_dec_lr]
+        self.lrs = [cfg.lr, 0.0 if cfg.freeze_b_dec else cfg.lr if cfg.b_dec_lr is None else cfg.b_dec_lr]
         groups = [{"params": others}, {"params": [sae.b_dec]}]
         self.optimizer = torch.optim.Adam(groups, lr=cfg.lr, fused=True)
         self.step = 0
@@ -76,6 +76,10 @@ class Trainer:
         self.step += 1
         self.last_fired.masked_fill_(output.fired, self.tokens)
         self.loss = output.loss.detach()
+        self.revive(x, output)
+
+    def revive(self, x: Tensor, output: StepOutput) -> None:
+        """Let the revival change weights after the step that was just taken on x [batch_size, d_model]."""
         reinitialised = self.revival.after_step(self.sae, x, output, self.step, self.dead)
         if reinitialised is not None:
             self.reset_features(reinitialised)

@@ -12,11 +12,12 @@ import time
 from pathlib import Path
 
 from sae_outliers.utils.device import resolve_device
-from tests.benchmarks import extraction, growth, machine, race, report, selection, whole_sweep
+from tests.benchmarks import extraction, growth, machine, race, report, selection, stacking, whole_sweep
 from tests.benchmarks.plan import QUICK, Plan
 
 PARTS = {
     "peers": race.table,
+    "stack": stacking.table,
     "selection": selection.table,
     "death_at_init": growth.death_at_init,
     "growth": growth.table,

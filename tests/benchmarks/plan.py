@@ -25,6 +25,9 @@ class Plan:
     n_features: tuple[int, ...] = (4096, 8192, 16384, 32768, 65536)
     d_model: tuple[int, ...] = (256, 512, 768, 1024, 2048, 4096)
     batch: tuple[int, ...] = (512, 1024, 2048, 4096, 8192)
+    stack_size: Size = field(default_factory=lambda: Size(d_model=64, n_features=512, k=8, batch=256))
+    stack_members: tuple[int, ...] = (1, 2, 5, 10, 20)  # the last also with AuxK
+    stack_widths: tuple[int, ...] = (128, 256, 512)  # d_model of stacks of 4, with 8 features a dimension
     extraction_model: str = "offline/smollm2"
     extraction_batches: int = 2
     sweep_layer: str = "all"  # of each of the paper's models, for planning
@@ -44,6 +47,9 @@ QUICK = Plan(
     n_features=(256,),
     d_model=(32,),
     batch=(64,),
+    stack_size=Size(d_model=16, n_features=64, k=4, batch=32),
+    stack_members=(1, 2),
+    stack_widths=(32,),
     extraction_model="synthetic/sparse",
     sweep_layer="middle",
     sweep_most_layers=1,

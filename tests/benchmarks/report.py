@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pandas as pd
 
+from sae_outliers.training.stack import LARGEST
 from sae_outliers.utils.files import atomic_write
-from tests.benchmarks import peers
+from tests.benchmarks import ours, peers, stacking
 from tests.benchmarks.figure import growth
 from tests.benchmarks.fresh import DEATH, TRAINING
 from tests.benchmarks.memory import HOW
@@ -19,6 +20,9 @@ WORDS = {
     "tokens_per_second": "tokens/s",
     "product_seconds": "product, s",
     "ratio": "× the product",
+    "stack_seconds": "stack, s",
+    "stack_ratio": "stack, × the product",
+    "alone_ratio": "alone, × the product",
     "peak_extra_mb": "peak extra MB",
     "peak_mb": "peak MB",
     "weights_mb": "weights MB",
@@ -47,6 +51,7 @@ def readme(plan: Plan, tables: Mapping[str, pd.DataFrame], machine: Mapping[str,
         ["# Benchmarks", f"Written by `{command}`. Seconds mean little elsewhere; ratios travel better."],
         ["\n".join(f"- {name}: {fact}" for name, fact in machine.items())],
         _race(plan, tables["peers"]),
+        _stack(plan, tables["stack"]),
         _selection(plan, tables["selection"]),
         _death(plan, tables["death_at_init"]),
         _growth(plan, tables["growth"]),
@@ -73,6 +78,17 @@ def _race(plan: Plan, frame: pd.DataFrame) -> Iterator[str]:
         "on a GPU sparsify turns autocast to bfloat16 on by itself. No feature counts as dead but in the row that says "
         "so: only there is an auxiliary loss computed."
     )
+
+
+def _stack(plan: Plan, frame: pd.DataFrame) -> Iterator[str]:
+    yield "## Many small SAEs at once"
+    yield (
+        "A step of all members of a stack, and of the same SAEs one after the other, beside the batched product of all "
+        f"their encoders; {plan.rounds} interleaved rounds of {stacking.STEPS} steps. With AuxK, {ours.DEAD_PCT} % of "
+        "the features are dead. A run makes stacks of as many members as have "
+        f"{LARGEST['cpu']:,} pre-activations a batch together on a CPU, and trains SAEs alone of which not two have."
+    )
+    yield markdown(frame)
 
 
 def _selection(plan: Plan, frame: pd.DataFrame) -> Iterator[str]:

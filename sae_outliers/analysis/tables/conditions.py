@@ -2,6 +2,7 @@
 
 import pandas as pd
 
+from sae_outliers.analysis.conditions import b_dec_learning
 from sae_outliers.analysis.inputs import Inputs
 from sae_outliers.analysis.select import measured_once
 from sae_outliers.analysis.tables import table
@@ -21,23 +22,31 @@ AT_END = ("dead_pct_final_topk", "dead_pct_final_relu", "dead_pct_final", "dead_
 def conditions(inputs: Inputs) -> pd.DataFrame:
     """Return medians over layers of death before and after training, by model, SAE, revival and centering.
 
-    A revival changes nothing before training, so `init` is the same for all of them.
+    A revival changes nothing before training, so `init` is the same for all of them. A column `b_dec` tells those apart
+    whose b_dec was frozen or learnt faster than the rest, where there are any.
     """
     records = inputs.natural
     once, trained = measured_once(records, by_sae=True), records[records["train_steps"] > 0]
+    trained = trained.assign(
+        b_dec=list(map(b_dec_learning, trained["b_dec_lr"], trained["lr"], trained["freeze_b_dec"]))
+    )
     parts = []
     for model in ["all", *sorted(records["model"].unique())]:
         mine = [rows if model == "all" else rows[rows["model"] == model] for rows in (once, trained)]
         for (sae, centering), at_init in mine[0].groupby(["sae", "centering"]):
             at_end = mine[1][(mine[1]["sae"] == sae) & (mine[1]["centering"] == centering)]
-            for revival in none_first(at_end["revival"]) or ["none"]:
-                key = {"model": model, "sae": sae, "revival": revival, "centering": centering}
-                parts.append(key | _condition_row(at_init, at_end[at_end["revival"] == revival]))
-    return pd.DataFrame(parts)
+            for revival, b_dec in none_first(at_end[["revival", "b_dec"]]) or [("none", "")]:
+                key = {"model": model, "sae": sae, "revival": revival, "centering": centering, "b_dec": b_dec}
+                these = at_end[(at_end["revival"] == revival) & (at_end["b_dec"] == b_dec)]
+                parts.append(key | _condition_row(at_init, these))
+    rows = pd.DataFrame(parts)
+    return rows if rows["b_dec"].any() else rows.drop(columns="b_dec")
 
 
-def none_first(revivals: pd.Series) -> list[str]:
-    return sorted(revivals.unique(), key=lambda name: (name != "none", name))
+def none_first(kinds: pd.DataFrame) -> list[tuple[str, str]]:
+    """Return the distinct pairs of revival and b_dec, beginning with those without a revival."""
+    pairs = set(kinds.itertuples(index=False, name=None))
+    return sorted(pairs, key=lambda pair: (pair[0] != "none", pair))
 
 
 def _condition_row(at_init: pd.DataFrame, at_end: pd.DataFrame) -> dict[str, object]:

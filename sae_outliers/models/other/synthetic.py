@@ -16,20 +16,28 @@ class SparseSums(nn.Module):
 
     A token is the sum of `active` of the `n_directions` unit directions, with exponentially distributed coefficients,
     plus the mean, which lies in the first `outlier_dims` dimensions. Direction i is drawn with a probability of about
-    1 / sqrt(i + 1). Without the mean, the norm of a token is near d_model, as after the paper's preprocessing; the norm
-    of the mean is `gamma` times that.
+    1 / sqrt(i + 1). Without the mean, the norm of a token is near `spread`, by default d_model as after the paper's
+    preprocessing; the norm of the mean is `gamma` times that.
     """
 
     def __init__(
-        self, d_model: int, n_directions: int, active: int, outlier_dims: int, gamma: float, positions: int
+        self,
+        d_model: int,
+        n_directions: int,
+        active: int,
+        outlier_dims: int,
+        gamma: float,
+        positions: int,
+        spread: float | None = None,
     ) -> None:
         super().__init__()
         rng = torch.Generator().manual_seed(0)
         self.active, self.positions = active, positions
         directions = torch.randn(n_directions, d_model, generator=rng)
-        self.directions = nn.Parameter(F.normalize(directions, dim=1) * d_model / (2 * active) ** 0.5)
+        spread = d_model if spread is None else spread
+        self.directions = nn.Parameter(F.normalize(directions, dim=1) * spread / (2 * active) ** 0.5)
         mean = torch.zeros(d_model)
-        mean[:outlier_dims] = gamma * d_model / outlier_dims**0.5
+        mean[:outlier_dims] = gamma * spread / outlier_dims**0.5
         self.mean = nn.Parameter(mean)
 
     def forward(self, numbers: Tensor) -> Tensor:
@@ -65,3 +73,10 @@ def load(**options: float) -> Backbone:
     """Return a backbone whose documents are item numbers; `options` are those of `SparseSums`."""
     network = OneBlock(SparseSums(**options))  # type: ignore[arg-type]
     return Backbone(network, [network.block], lambda number: [number], lambda n: Batch({"numbers": torch.tensor(n)}))
+
+
+def directions(loader: Backbone) -> Tensor:
+    """Return the true features of a backbone that `load` made, [n_directions, d_model], for `model.true_features`."""
+    (block,) = loader.blocks
+    assert isinstance(block, SparseSums)
+    return block.directions.detach()

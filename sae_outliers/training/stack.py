@@ -1,0 +1,242 @@
+"""Small SAEs of one shape trained as one computation: an operation for all members, not one for each.
+
+A small SAE spends its step on the overhead of operations. A stack holds the weights, moments and counters of its
+members on a member axis, and every operation of a training step runs once over it. The members' own SAEs and trainers
+hold views of these tensors, so that each is measured, saved and resumed as if it were alone. `Trainer.train_step` is
+the readable twin: from the same state, both give the same weights but for rounding.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sae_outliers.sae.architectures.topk import TopK
+from sae_outliers.sae.base import StepOutput
+from sae_outliers.sae.kernels import ByFeature, Code, largest, products, rows_of_k, sums_by_feature, weighted_rows
+from sae_outliers.training.revival import AuxK, Revival
+from sae_outliers.training.trainer import Trainer
+
+# pre-activations of a batch that all members together may have: with more, a step leaves the CPU's cache
+LARGEST = {"cpu": 1 << 22, "cuda": 1 << 28}
+WEIGHTS = ("W_enc", "b_enc", "W_dec", "b_dec")
+MOMENTS = ("exp_avg", "exp_avg_sq")  # Adam's
+
+
+class Stack:
+    """Members in training together.
+
+    Args:
+        trainers: those of one of `stacks`. They and their SAEs must not be moved, or trained alone, afterwards.
+    """
+
+    def __init__(self, trainers: Sequence[Trainer]) -> None:
+        first, self.trainers = trainers[0], trainers
+        self.k, self.batch_size = first.sae.k, first.cfg.batch_size
+        self.weights = {name: _joined([one.optimised[name] for one in trainers]) for name in WEIGHTS}
+        self.W_enc, self.b_enc, self.W_dec, self.b_dec = self.weights.values()  # W_enc as rows, like W_dec
+        self.members, self.n_features, self.d_model = self.W_dec.shape
+        self.last_fired = torch.stack([one.last_fired for one in trainers])
+        for one, last_fired in zip(trainers, self.last_fired, strict=True):
+            one.last_fired, one.sae.W_enc.data = last_fired, one.optimised["W_enc"].data.T
+        self.pre = self.W_dec.new_empty(self.members, self.batch_size, self.n_features)
+        scale = self.b_dec.new_tensor([one.sae.scale for one in trainers])
+        self.per_token = 1 / (self.batch_size * scale.square())  # what a token's squared error adds to the loss
+        self.rates = list(_alike(trainers, rates_of))
+        self.auxks = [
+            (members, one.revival) for members, one in _alike(trainers, auxk_of) if isinstance(one.revival, AuxK)
+        ]
+        self.parameters: list[tuple[nn.Parameter, str, slice]] = []
+        self.optimizer = self._make_optimizer()
+
+    @torch.no_grad()
+    def train_step(self, inputs: Sequence[Tensor]) -> None:
+        """Take one optimiser step of every member on its batch [batch_size, d_model]."""
+        given = torch.stack(list(inputs))
+        x = given - self.b_dec[:, None]
+        # baddbmm takes half as long again, as does memory that is new at each step
+        pre = torch.bmm(x, self.W_enc.transpose(1, 2), out=self.pre).add_(self.b_enc[:, None])
+        code = choose(pre, self.k)
+        residual = x - reconstruct(code, self.W_dec)
+        grad_x_hat = residual * (-2 * self.per_token[:, None, None])
+        grads = gradients(code, x, grad_x_hat, self.W_enc, self.W_dec)
+        grads["b_dec"] += grad_x_hat.sum(1)
+        for members, auxk in self.auxks:
+            self._add_auxk(grads, members, auxk, x[members], pre[members], residual[members])
+        self._update(grads)
+        self._finish_step(given, code, residual)
+
+    def _add_auxk(
+        self, grads: dict[str, Tensor], members: slice, auxk: AuxK, x: Tensor, pre: Tensor, residual: Tensor
+    ) -> None:
+        """Add the gradients of `AuxK.loss`; `pre` is spent."""
+        dead = self._dead(members)
+        if not dead.any():
+            return
+        # living features come last in the order, each with a value of its own: equal ones are slow to rank
+        last = torch.linspace(-2e30, -1e30, self.n_features, device=pre.device).expand_as(dead).masked_fill(dead, 0)
+        code = positive(choose(pre.add_(last[:, None]), min(auxk.k_of(self.d_model), self.n_features)))
+        error = residual - reconstruct(code, self.W_dec[members])
+        spread = (residual - residual.mean(1, keepdim=True)).square().sum((1, 2), keepdim=True)
+        grad_x_hat = error * (-2 * auxk.alpha / spread.clamp(min=torch.finfo(error.dtype).tiny))
+        for name, grad in gradients(code, x, grad_x_hat, self.W_enc[members], self.W_dec[members]).items():
+            grads[name][members] += grad
+
+    def _dead(self, members: slice) -> Tensor:
+        """Return which features count as dead, as `Trainer.dead` does, bool [members, n_features]."""
+        latest = [one.tokens - one.cfg.dead_window for one in self.trainers[members]]
+        latest = [tokens if tokens >= 0 else -1 for tokens in latest]
+        return self.last_fired[members] <= torch.tensor(latest, device=self.last_fired.device)[:, None]
+
+    def _update(self, grads: dict[str, Tensor]) -> None:
+        """Take Adam's step, each member at its own rates, and keep decoder rows at unit norm."""
+        along = (grads["W_dec"] * self.W_dec).sum(2, keepdim=True)
+        grads["W_dec"].addcmul_(along, self.W_dec, value=-1)
+        for parameter, name, members in self.parameters:
+            parameter.grad = grads[name][members]
+        rates = [lr * one.schedule() for _, one in self.rates for lr in one.lrs]
+        for group, lr in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = lr
+        self.optimizer.step()
+        self.W_dec.div_(self.W_dec.norm(dim=2, keepdim=True))
+
+    def _finish_step(self, given: Tensor, code: Code, residual: Tensor) -> None:
+        """Bring every member's trainer to the state after its step."""
+        fired = code.fired(self.members * self.n_features).view(self.members, self.n_features)
+        losses = residual.square().sum((1, 2)) * self.per_token
+        self.last_fired.masked_fill_(fired, self.trainers[0].tokens + self.batch_size)
+        for m, one in enumerate(self.trainers):
+            one.step, one.loss = one.step + 1, losses[m]
+            if type(one.revival).after_step is not Revival.after_step:
+                one.revive(given[m], StepOutput(losses[m], fired[m], residual[m]))
+
+    def _make_optimizer(self) -> torch.optim.Adam:
+        """Return Adam with two groups for each slice of members with the same rates, b_dec's the second."""
+        groups: list[dict[str, list[nn.Parameter]]] = []
+        state: dict[Tensor, dict[str, Tensor]] = {}
+        for members, _ in self.rates:
+            slices = {name: nn.Parameter(weight[members]) for name, weight in self.weights.items()}
+            self.parameters += [(parameter, name, members) for name, parameter in slices.items()]
+            groups += [{"params": [slices[name] for name in WEIGHTS[:3]]}, {"params": [slices["b_dec"]]}]
+            for name, parameter in slices.items():
+                state[parameter] = _joined_state(self.trainers[members], name)
+        optimizer = torch.optim.Adam(groups, fused=True)
+        optimizer.state.update(state)
+        return optimizer
+
+
+# --- of all members at once: pre-activations [members, tokens, n_features], x [members, tokens, d_model] ------
+
+
+def choose(pre: Tensor, k: int) -> Code:
+    """Return the k largest positive pre-activations of each token; member m's features count from m * n_features on."""
+    members, _, n_features = pre.shape
+    values, indices = largest(pre.flatten(0, 1), k)
+    first = torch.arange(members, device=pre.device)[:, None, None] * n_features
+    return rows_of_k(values.relu(), (indices.view(members, -1, k) + first).view(-1, k))
+
+
+def positive(code: Code) -> Code:
+    """Return the code without the entries that are 0."""
+    kept = code.values > 0
+    before = torch.cat([kept.new_zeros(1, dtype=torch.int64), kept.cumsum(0)])
+    return Code(code.values[kept], code.indices[kept], before[code.offsets])
+
+
+def reconstruct(code: Code, W_dec: Tensor) -> Tensor:
+    """Return the sum of values times decoder rows, as `kernels.decode`: [members, tokens, d_model]."""
+    return weighted_rows(code, W_dec.flatten(0, 1)).view(len(W_dec), -1, W_dec.shape[2])
+
+
+def gradients(code: Code, x: Tensor, grad_x_hat: Tensor, W_enc: Tensor, W_dec: Tensor) -> dict[str, Tensor]:
+    """Return what reaches the weights through a code, as `kernels.with_gradient` and `decode` form it.
+
+    W_enc is in rows, like W_dec [members, n_features, d_model]. b_dec gets what it changes in the pre-activations.
+    """
+    rows, directions = grad_x_hat.flatten(0, 1), W_dec.flatten(0, 1)
+    by_feature = ByFeature(code, len(directions))
+    grad_pre = by_feature.transpose(products(rows, directions, code) * (code.values > 0))
+    b_enc = sums_by_feature(grad_pre).view(W_dec.shape[:2])
+    return {
+        "W_enc": weighted_rows(grad_pre, x.flatten(0, 1)).view_as(W_enc),
+        "b_enc": b_enc,
+        "W_dec": weighted_rows(by_feature.transpose(code.values), rows).view_as(W_dec),
+        "b_dec": -torch.bmm(b_enc[:, None], W_enc)[:, 0],
+    }
+
+
+# --- which trainers, and in which order ---------------------------------------------------------------------
+
+
+def stacks(trainers: Sequence[Trainer]) -> list[list[int]]:
+    """Return which trainers are to take their steps together, as indices; one by itself trains as ever.
+
+    Those of a stack are at the same step and alike in all but seeds, inputs, rates, a frozen bias and their revival.
+    It pays where the pre-activations of several members fit into a cache.
+    """
+    keys = [_key(one) for one in trainers]
+    order = sorted(range(len(trainers)), key=lambda i: (keys[i], auxk_of(trainers[i]), rates_of(trainers[i]), i))
+    found = []
+    for key, alike in groupby(order, key=lambda i: keys[i]):
+        indices = list(alike)
+        most = _most_members(trainers[indices[0]]) if key[0] else 1
+        found += [indices[first : first + most] for first in range(0, len(indices), most)]
+    return found
+
+
+def _key(trainer: Trainer) -> tuple[Any, ...]:
+    """Return what the members of a stack have in common; it begins with False where a trainer can be in none."""
+    sae, cfg, revival = trainer.sae, trainer.cfg, trainer.revival
+    stackable = (
+        type(sae) is TopK and sae.precision == "float32" and (type(revival) is AuxK or not trainer.revives_by_loss)
+    )
+    return (stackable, sae.d_model, sae.n_features, sae.k, cfg.batch_size, cfg.steps, trainer.step)
+
+
+def _most_members(trainer: Trainer) -> int:
+    return max(1, LARGEST[trainer.sae.W_dec.device.type] // (trainer.cfg.batch_size * trainer.sae.n_features))
+
+
+def rates_of(trainer: Trainer) -> tuple[float, ...]:
+    """Return what the rates of each step follow from."""
+    return (*trainer.lrs, trainer.cfg.warmup_steps, trainer.cfg.decay_from)
+
+
+def auxk_of(trainer: Trainer) -> tuple[float, ...]:
+    """Return the options of AuxK; none where the revival is another."""
+    revival = trainer.revival
+    return (revival.alpha, revival.k_of(trainer.sae.d_model)) if isinstance(revival, AuxK) else ()
+
+
+def _alike(trainers: Sequence[Trainer], key: Callable[[Trainer], Any]) -> Iterator[tuple[slice, Trainer]]:
+    """Yield the slices of neighbours with the same key, each with its first trainer."""
+    begin = 0
+    for _, alike in groupby(trainers, key):
+        length = len(list(alike))
+        yield slice(begin, begin + length), trainers[begin]
+        begin += length
+
+
+def _joined(tensors: Sequence[Tensor]) -> Tensor:
+    """Return the tensors along a member axis, and make each a view of it."""
+    joined = torch.stack([tensor.detach() for tensor in tensors])
+    for tensor, view in zip(tensors, joined, strict=True):
+        tensor.data = view
+    return joined
+
+
+def _joined_state(trainers: Sequence[Trainer], name: str) -> dict[str, Tensor]:
+    """Return Adam's state of a weight along a member axis; the trainers' own optimisers get views of it."""
+    optimised = [one.optimised[name] for one in trainers]
+    for one, parameter in zip(trainers, optimised, strict=True):
+        if not one.optimizer.state[parameter]:  # it has taken no step
+            zeros = {moment: torch.zeros_like(parameter) for moment in MOMENTS}
+            one.optimizer.state[parameter] = {"step": torch.zeros((), device=parameter.device), **zeros}
+    states = [one.optimizer.state[parameter] for one, parameter in zip(trainers, optimised, strict=True)]
+    joined = {moment: torch.stack([state[moment] for state in states]) for moment in MOMENTS}
+    step = states[0]["step"].clone()
+    for m, state in enumerate(states):
+        state |= {"step": step} | {moment: tensor[m] for moment, tensor in joined.items()}
+    return {"step": step, **joined}
