@@ -379,6 +379,24 @@ def test_only_uncentered_runs_are_drawn_against_the_bias(tmp_path: Path) -> None
     assert left > right  # training goes to the right
 
 
+def test_the_bias_is_drawn_over_the_steps_of_plain_and_frozen_runs_of_a_planted_gamma(tmp_path: Path) -> None:
+    curve = make_curve([80, 60, 40]).assign(
+        step=[0, 5, 10], mean_in_bias=[0.0, 0.5, 1.0], mean_in_features=[1.0, 0.5, 0.0], always_on=[2, 1, 0]
+    )
+    shown = ({"planted_gamma": 2.0}, {"planted_gamma": 5.0}, {"planted_gamma": 5.0, "freeze_b_dec": True})
+    hidden = ({"planted_gamma": 2.0, "revival": "auxk"}, {"planted_gamma": 2.0, "centering": "on"}, {})
+    for i, changes in enumerate((*shown, *hidden)):
+        store_run(tmp_path, make_record(run_id=str(i), **trained(mean_in_bias=0.5) | changes), curve)
+    bias, always_on, dead = drawn(tmp_path)["bias_takes_over"].axes
+    assert [line.get_ydata().tolist() for line in bias.lines] == [[0, 50, 100]] * 3
+    assert [line.get_linestyle() for line in bias.lines] == ["-", "-", ":"]
+    assert len({line.get_color() for line in bias.lines}) == 2
+    assert always_on.lines[0].get_xydata().tolist() == [[0, 2], [5, 1], [10, 0]]
+    assert dead.lines[0].get_ydata().tolist() == [0, 0, 0]
+    store_conditions(tmp_path / "older", "a", planted_gamma=2.0)  # whose curves do not have the columns
+    assert "bias_takes_over" not in drawn(tmp_path / "older")
+
+
 def test_a_run_that_never_comes_to_half_has_a_triangle_at_its_end(tmp_path: Path) -> None:
     store_conditions(tmp_path, "a", planted_gamma=2.0)
     for run_id, curve in (("slow", [80.0, 70.0]), ("nothing", [0.0, 0.0])):
