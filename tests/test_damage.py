@@ -19,7 +19,7 @@ from sae_outliers.results.record import read_records, write_row
 from sae_outliers.sae.architectures.topk import TopK
 from sae_outliers.sae.io import load_sae, save_sae
 from sae_outliers.stats.transforms import Affine
-from sae_outliers.training.loop import TrainingRun, train
+from sae_outliers.training.loop import Together, TrainingRun, train
 from sae_outliers.training.revival import Revival
 from sae_outliers.training.trainer import Trainer
 from tests.test_recovery import make_curve, make_features
@@ -90,8 +90,8 @@ def killed_after(directory: Path, steps: int) -> None:
     batches = torch.randn(6, 16, 8, generator=torch.Generator().manual_seed(1))
     run = training(directory)
     run.begin()
-    for x in batches[:steps]:
-        run.train_step(x)
+    for step, x in enumerate(batches[:steps]):
+        Together([run]).train_step(step, x)
 
 
 @pytest.mark.parametrize("name", [CHECKPOINT, CHECKPOINT_DIGESTS, "metrics.jsonl"])

@@ -1,6 +1,7 @@
 """The package apart from its checkout: the console command, the user's own config folder, and the wheel."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -79,9 +80,13 @@ def test_an_unknown_command_is_refused_in_a_sentence(
     assert capsys.readouterr().err == f"sae-outliers agregate is no command: use one of {', '.join(COMMANDS)}\n"
 
 
-def test_a_command_gets_the_arguments_that_follow_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(SystemExit, match=r"Expected run=<folder of a run> .* got run=x to=y; formats: .*saelens"):
+def test_a_command_gets_the_arguments_that_follow_its_name(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(SystemExit) as ended:
         call(monkeypatch, "export", "run=x", "to=y")
+    assert ended.value.code == 1
+    assert re.search(r"Expected run=<folder of a run> .* got run=x to=y; formats: .*saelens", caplog.text)
 
 
 def test_the_command_loads_nothing_before_it_knows_what_it_is_to_do() -> None:

@@ -31,8 +31,10 @@ KEY = "a" * 40
 
 def start(results_dir: Path) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "sae_outliers.run", *TRAINING, f"results_dir={results_dir}"]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    return subprocess.Popen(command, cwd=ROOT, env=os.environ | {"WANDB_MODE": "offline"}, process_group=0, **quiet)
+    with (results_dir / "said").open("a") as said:
+        return subprocess.Popen(
+            command, cwd=ROOT, env=os.environ | {"WANDB_MODE": "offline"}, process_group=0, stdout=said, stderr=said
+        )
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +50,7 @@ def results_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     os.killpg(killed.pid, signal.SIGKILL)
     killed.wait()
     assert not list(results_dir.glob("runs/*/1/*/record.json"))
-    assert start(results_dir).wait(100) == 0
+    assert start(results_dir).wait(100) == 0, (results_dir / "said").read_text()
     return results_dir
 
 

@@ -83,12 +83,12 @@ def measure_final(setup: RunSetup, trainer: Trainer, read: Tokens) -> Final:
 def bias_of(setup: RunSetup, now: Evaluation) -> Bias:
     mean = setup.tokens.mean.double()
     bias = setup.centering.undo(setup.sae.b_dec.detach()).double()
-    square = mean.square().sum()
+    along = mean / mean.square().sum()  # summed below, since MKL's dot product depends on where its vectors lie
     return Bias(
         distance=((bias - mean).norm() / mean.norm()).item(),
         cos=F.cosine_similarity(bias, mean, dim=0).item(),
-        mean_in_bias=(bias @ mean / square).item(),
-        mean_in_features=((now.mean_x_hat - bias) @ mean / square).item(),
+        mean_in_bias=(bias * along).sum().item(),
+        mean_in_features=((now.mean_x_hat - bias) * along).sum().item(),
     )
 
 
