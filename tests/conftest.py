@@ -57,7 +57,10 @@ def command(tmp_path: Path) -> Run:
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Run]:
-    """As `command`, in this process: a new one takes 2 to 6 s of CPU until it has loaded what is loaded here."""
+    """As `command`, in this process: a new one takes 2 to 6 s of CPU until it has loaded what is loaded here.
+
+    Not for tracker=wandb, whose client leaves the address of its service in the environment of later commands.
+    """
     handlers, level = list(logging.root.handlers), logging.root.level
 
     def run(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -1,5 +1,6 @@
 """Text and protein sources: their content, and their order for a seed."""
 
+import ast
 from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -52,6 +53,19 @@ def test_docstrings_are_read_without_running_the_files(tmp_path: Path) -> None:
     (tmp_path / "test").mkdir()
     (tmp_path / "test" / "b.py").write_text('"""A test."""\n')
     assert list(text.docstrings(tmp_path)) == ["Module.\n\nFunction."]
+
+
+def test_what_has_docstrings_comes_in_the_order_of_a_walk_through_all_of_the_code() -> None:
+    inner = "class A:\n  def a(self):\n   return lambda: 1\n  async def b(self): pass\n"
+    indented = inner.replace("\n", "\n ")
+    tree = ast.parse(
+        f"if 1:\n {indented}\nelse:\n {indented}\nfor x in []:\n {indented}\nwith x:\n {indented}\n{inner}"
+        f"try:\n {indented}\nexcept X:\n {indented}\nelse:\n {indented}\nfinally:\n {indented}\n"
+        f"match 1:\n case 1:\n  {inner.replace(chr(10), chr(10) + '  ')}\n"
+    )
+    walked = [node for node in ast.walk(tree) if isinstance(node, text.Documented)]
+    assert len(walked) == 1 + 10 * 3
+    assert list(text.definitions(tree)) == walked
 
 
 def test_unknown_corpus_is_refused() -> None:

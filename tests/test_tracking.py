@@ -22,8 +22,8 @@ def inspected(file: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.weights
-def test_curves_are_mirrored_into_an_offline_run_under_our_id(here: Run, tmp_path: Path) -> None:
-    done = here(
+def test_curves_are_mirrored_into_an_offline_run_under_our_id(command: Run, tmp_path: Path) -> None:
+    done = command(
         "sae_outliers.run", "model=offline/minilm", "layer=2", "n_eval=1000", "sae.n_features=512", "sae.k=8",
         "train.steps=20", "train.n_tokens=2000", "train.batch_size=100", "train.eval_every=5", "group=study",
     )  # fmt: skip

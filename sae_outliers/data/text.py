@@ -7,13 +7,18 @@ import ast
 import random
 import sysconfig
 import warnings
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from pydoc_data.topics import topics as pydoc_topics
 
 # tests, installed packages, and the wheel of an old pip: not part of the standard library's documentation
 EXCLUDED_FOLDERS = {"test", "tests", "idle_test", "site-packages", "dist-packages", "ensurepip"}
+
+Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+BODIES = ("body", "handlers", "orelse", "finalbody", "cases")  # of statements, in the order of their fields
 
 
 @dataclass(frozen=True)
@@ -42,8 +47,13 @@ def texts(corpus: str) -> Iterator[str]:
     if corpus == "topics":
         return (pydoc_topics[name] for name in sorted(pydoc_topics))
     if corpus == "docstrings":
-        return docstrings(Path(sysconfig.get_path("stdlib")))
+        return iter(standard_library())
     raise ValueError(f"no corpus {corpus!r}: there are topics and docstrings")
+
+
+@cache  # 2 s, and a stream is read again for each pass
+def standard_library() -> list[str]:
+    return list(docstrings(Path(sysconfig.get_path("stdlib"))))
 
 
 def docstrings(folder: Path) -> Iterator[str]:
@@ -55,13 +65,22 @@ def docstrings(folder: Path) -> Iterator[str]:
 
 def docstrings_of(file: Path) -> list[str]:
     """Return the docstrings in a file, outer definitions before inner ones; none if it is not valid Python."""
-    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     with warnings.catch_warnings(action="ignore"):  # about escape sequences in code that is not ours
         try:
             tree = ast.parse(file.read_bytes())
         except (SyntaxError, ValueError):
             return []
-    return [text for node in ast.walk(tree) if isinstance(node, documented) and (text := ast.get_docstring(node))]
+    return [text for node in definitions(tree) if (text := ast.get_docstring(node))]
+
+
+def definitions(tree: ast.Module) -> Iterator[Documented]:
+    """Yield what can have a docstring, as `ast.walk` would: without a look into expressions, which takes most of it."""
+    waiting: deque[ast.AST] = deque([tree])
+    while waiting:
+        node = waiting.popleft()
+        waiting.extend(child for name in BODIES for child in getattr(node, name, ()))
+        if isinstance(node, Documented):
+            yield node
 
 
 def passages(text: str, size: int) -> Iterator[str]:
