@@ -31,10 +31,10 @@ KEY = "a" * 40
 
 def start(results_dir: Path) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "sae_outliers.run", *TRAINING, f"results_dir={results_dir}"]
+    env = os.environ | {"WANDB_MODE": "offline"}
+    env.pop("WANDB_SERVICE", None)  # of a process that another test left there: it is not killed with this run
     with (results_dir / "said").open("a") as said:
-        return subprocess.Popen(
-            command, cwd=ROOT, env=os.environ | {"WANDB_MODE": "offline"}, process_group=0, stdout=said, stderr=said
-        )
+        return subprocess.Popen(command, cwd=ROOT, env=env, process_group=0, stdout=said, stderr=said)
 
 
 @pytest.fixture(scope="module")
