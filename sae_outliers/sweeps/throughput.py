@@ -100,13 +100,7 @@ def _tail(path: str | None) -> list[str]:
 def _steps(directory: Path) -> int:
     try:
         return int(yaml.load(read_regular(directory / "config.yaml"), yaml.CSafeLoader)["train"]["steps"])
-    except (
-        OSError,
-        yaml.YAMLError,
-        ValueError,
-        TypeError,
-        KeyError,
-    ):  # a run that is just beginning, or a damaged file
+    except (OSError, yaml.YAMLError, ValueError, TypeError, KeyError):  # it is just beginning, or the file is damaged
         return 0
 
 

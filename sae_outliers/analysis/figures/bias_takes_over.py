@@ -6,9 +6,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter
 
+from sae_outliers.analysis.conditions import CONDITIONS
 from sae_outliers.analysis.figures import figure
-from sae_outliers.analysis.figures.recovery_against_bias import COLORMAP
-from sae_outliers.analysis.figures.style import STYLE
+from sae_outliers.analysis.figures.style import COLORMAP, STYLE
 from sae_outliers.analysis.inputs import Inputs
 
 PANELS = {
@@ -16,7 +16,8 @@ PANELS = {
     "always_on": "Features always on",
     "dead_pct_relu": "Dead by ReLU (%)",
 }
-DASHES = {"TopK": "-", "+ frozen b_dec": ":"}
+FREE, FROZEN = (CONDITIONS["none", "off", b_dec].name for b_dec in ("", "frozen b_dec"))
+DASHES = {FREE: "-", FROZEN: ":"}
 
 
 @figure("bias_takes_over", "trained", ("mean_in_bias",))
@@ -44,7 +45,7 @@ def draw(curves: pd.DataFrame) -> Figure:
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     present = curves["condition"].unique()
     keys = [Line2D([], [], c=color, label=f"γ = {gamma:g}") for gamma, color in colors.items()]
-    words = {"TopK": "b_dec learns", "+ frozen b_dec": "b_dec frozen at 0"}
+    words = {FREE: "b_dec learns", FROZEN: "b_dec frozen at 0"}
     keys += [Line2D([], [], c="0.2", ls=DASHES[name], label=words[name]) for name in DASHES if name in present]
     figure.legend(handles=keys, loc="outside upper center", ncols=len(keys))
     return figure

@@ -8,20 +8,19 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
-from matplotlib.colors import ListedColormap, LogNorm, Normalize
+from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from sae_outliers.analysis.conditions import conditions_among
 from sae_outliers.analysis.figures import figure
-from sae_outliers.analysis.figures.style import STYLE, WIDE_RANGE, gamma_axis, gamma_limits
+from sae_outliers.analysis.figures.style import COLORMAP, STYLE, WIDE_RANGE, gamma_axis, gamma_limits
 from sae_outliers.analysis.inputs import Inputs
 from sae_outliers.analysis.stats import Floats
 
 MAX_DISTANCE = 1.5
 DEATHS = {"topk": "TopK", "relu": "ReLU"}
-COLORMAP = ListedColormap(mpl.colormaps["viridis"](np.linspace(0, 0.9, 256)))  # its yellow end is too faint for a line
 NATURAL, PLANTED = "o", "^"  # markers
 
 

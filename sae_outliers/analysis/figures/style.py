@@ -2,9 +2,11 @@
 
 from typing import Any
 
+import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
 from matplotlib.ticker import FuncFormatter
 
 # Okabe and Ito's palette, which the colour-blind can tell apart; the shapes say the same in print.
@@ -16,6 +18,8 @@ COLORS = {
     "biology": "#009E73",  # protein and genomic in one, in the published table
 }
 MARKERS = {"language": "o", "vision": "s", "protein": "^", "genomic": "D", "biology": "^"}
+# of γ; viridis' yellow end is too faint for a line
+COLORMAP = ListedColormap(mpl.colormaps["viridis"](np.linspace(0, 0.9, 256)))
 WIDE_RANGE = 5  # ratio of the largest to the smallest γ from which the axis is logarithmic
 STYLE: dict[Any, Any] = {
     "font.size": 9,
