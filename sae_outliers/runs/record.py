@@ -143,6 +143,8 @@ class Record:
     # [index, |μ|/σ], the largest ratios first
     outlier_dims: list[list[float]] = column(lambda run: [[d.index, d.ratio] for d in outlier_dims(run.setup.tokens)])
     gamma_sae_input: float = column(lambda run: run.setup.gamma_sae_input)  # after preprocessing and centering
+    # max |μ_i - b_dec_i|, in the units of what the SAE is given
+    offset_max: float = column(lambda run: run.setup.offset_max)
     # at initialisation
     dead_pct_init_topk: float = column(lambda run: run.setup.fates.dead_pct_topk)
     dead_pct_init_relu: float = column(lambda run: run.setup.fates.dead_pct_relu)

@@ -33,6 +33,7 @@ class RunSetup:
         fates: of the SAE's features at initialisation, on the evaluation tokens that `count` has been shown.
         alignment: cos(encoder direction, μ) of each feature at initialisation, [n_features].
         gamma_sae_input: γ of what the encoder multiplies at initialisation, after centering and b_dec.
+        offset_max: the largest |μ_i - b_dec_i| of what the SAE is given, at initialisation: how far b_dec has to go.
     """
 
     cfg: RunConfig
@@ -49,6 +50,7 @@ class RunSetup:
     fates: FateCounter
     alignment: Tensor
     gamma_sae_input: float
+    offset_max: float
 
     @property
     def condition(self) -> str:
@@ -115,6 +117,7 @@ def set_up(
         fates=fate_counter(sae),
         alignment=_alignment(sae, centering, tokens),
         gamma_sae_input=(off_center.norm() / sae_input.variance.sum().sqrt()).item(),
+        offset_max=off_center.abs().max().item(),
     )  # fmt: skip
 
 
