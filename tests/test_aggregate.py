@@ -23,7 +23,7 @@ from sae_outliers.analysis.reference import (
     read_reference,
     read_trained_reference,
 )
-from sae_outliers.analysis.select import check_mixed, select
+from sae_outliers.analysis.select import check_mixed, select, with_settings
 from sae_outliers.analysis.tables import TABLES
 from sae_outliers.runs.record import Record
 from tests.test_recovery import make_curve, make_features, store_run
@@ -87,7 +87,7 @@ def test_records_become_tables_and_figures_and_nothing_else(tmp_path: Path) -> N
     done = run(tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
-    names = ("spearman", "models", "conditions", "theory", "coverage", "recovery", "fates", "alignment")
+    names = ("spearman", "models", "conditions", "theory", "coverage", "recovery", "fates", "alignment", "trained")
     written = {f"{name}.{kind}" for name in names for kind in ("csv", "md", "tex")}
     assert {path.name for path in (tmp_path / "results/tables").iterdir()} == written
     figures = ("gamma_vs_death", "gamma_by_depth", "death_curves", "recovery_bars", "recovery_against_bias")
@@ -140,7 +140,12 @@ def test_planted_records_alone(tmp_path: Path) -> None:
     store(tmp_path / "results", *planted())
     done = run(tmp_path)
     assert done.returncode == 0, done.stderr
-    assert {path.stem for path in (tmp_path / "results/tables").iterdir()} == {"planted", "fates", "alignment"}
+    assert {path.stem for path in (tmp_path / "results/tables").iterdir()} == {
+        "planted",
+        "fates",
+        "alignment",
+        "trained",
+    }
     assert "Spearman" not in done.stdout
 
 
@@ -210,6 +215,37 @@ def test_allow_mixed_says_what_it_mixed(tmp_path: Path) -> None:
     assert pd.read_csv(tmp_path / "results/tables/models.csv")["layers"][0] == 3
 
 
+def test_told_apart_runs_have_rows_of_their_own_and_nothing_pools_them(tmp_path: Path) -> None:
+    ends = {(1e-3, 0): 10.0, (1e-3, 1): 20.0, (1e-3, 2): 60.0, (1e-2, 0): 0.0}
+    records = (
+        make_record(run_id=f"{lr}{seed}", lr=lr, sae_seed=seed, planted_gamma=5.0, **trained(dead_pct_final_topk=end))
+        for (lr, seed), end in ends.items()
+    )
+    store(tmp_path / "results", *records)
+    refused = run(tmp_path)
+    assert "by=[lr]" in refused.stderr
+    done = run(tmp_path, "by=[lr]")
+    assert done.returncode == 0, done.stderr
+    assert {path.stem for path in (tmp_path / "results/tables").iterdir()} == {"trained"}
+    assert {path.stem for path in (tmp_path / "results/figures").iterdir()} == {"learning_rate"}
+    table = pd.read_csv(tmp_path / "results/tables/trained.csv").set_index("lr")
+    assert table["runs"].to_dict() == {1e-3: 3, 1e-2: 1}
+    assert table["end TopK"].to_dict() == {1e-3: 20, 1e-2: 0}
+    assert table.loc[1e-3, ["end TopK least", "end TopK most"]].tolist() == [10, 60]
+
+
+def test_only_what_is_named_is_told_apart(tmp_path: Path) -> None:
+    records = (make_record(run_id=f"{lr}{k}", lr=lr, k=k, **trained()) for lr in (1e-3, 1e-2) for k in (8, 16))
+    store(tmp_path / "results", *records)
+    done = run(tmp_path, "by=[lr]")
+    assert done.returncode == 1
+    assert "differ in k (8 in 2, 16 in 2 of the records)" in done.stderr
+    assert run(tmp_path, "by=[k,lr]").returncode == 0
+    assert len(pd.read_csv(tmp_path / "results/tables/trained.csv")) == 4
+    unknown = run(tmp_path, "by=[lrr]")
+    assert "by=lrr is no setting of these records; they have" in unknown.stderr
+
+
 def test_a_new_call_leaves_nothing_of_a_former_one(tmp_path: Path) -> None:
     store(tmp_path / "results", *handful())
     assert run(tmp_path).returncode == 0
@@ -245,7 +281,8 @@ def test_mixed_records_are_refused(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert done.stderr == (
         "The records differ in n_eval (100 in 1, 20000 in 2 of the records), so their figures do not belong in "
-        "one table: narrow them, for example with 'where=\"n_eval == 20000\"', or pass allow_mixed=true\n"
+        "one table: narrow them, for example with 'where=\"n_eval == 20000\"', tell them apart with 'by=[n_eval]', "
+        "or pass allow_mixed=true\n"
     )
     assert not (tmp_path / "results/tables").exists()
     assert run(tmp_path, 'where="n_eval == 20000"').returncode == 0
@@ -293,11 +330,11 @@ def test_a_bad_where_is_named(where: str, message: str) -> None:
     assert message in str(error.value)
 
 
-def hinted(message: str) -> str:
-    """The argument that a refusal proposes, as it is typed into a shell."""
-    found = re.search("for example with ('.*')(, or pass|$)", message)
+def hinted(message: str) -> list[str]:
+    """The arguments that a refusal proposes, as they are typed into a shell: `where=` and, but for a schema, `by=`."""
+    found = re.search("for example with ('.*?')(?:, tell them apart with (.*), or pass|$)", message)
     assert found
-    return found[1]
+    return [argument for argument in found.groups() if argument]
 
 
 SETTINGS = {"model.name": "a", "n_eval": 20_000, "seed": 0, "sae_seed": 0}
@@ -337,17 +374,19 @@ MIXED: dict[str, list[Record]] = {  # the last record is the one that the hint l
 def test_what_a_refusal_proposes_works_in_a_shell(tmp_path: Path, records: list[Record]) -> None:
     with pytest.raises(ValueError, match="differ in") as error:
         check_mixed(frame(*records), allow=False)
-    shown = f"{sys.executable} -c 'import sys; print(sys.argv[1])' {hinted(str(error.value))}"
-    typed = subprocess.run(["bash", "-c", shown], capture_output=True, text=True, check=True).stdout.strip()
-    config: Any = compose_aggregate(typed)
+    shown = f"{sys.executable} -c 'import sys; print(*sys.argv[1:], sep=chr(10))' {' '.join(hinted(str(error.value)))}"
+    typed = subprocess.run(["bash", "-c", shown], capture_output=True, text=True, check=True).stdout.splitlines()
+    config: Any = compose_aggregate(*typed)
     left = select(frame(*records), config.where)
     assert list(left["run_id"]) == [record.run_id for record in records[:-1]]
     assert not check_mixed(left, allow=False)
+    if config.by:  # records of two versions are never told apart
+        check_mixed(with_settings(frame(*records), config.by), allow=False, by=config.by)
 
 
-def compose_aggregate(override: str) -> Any:
+def compose_aggregate(*overrides: str) -> Any:
     with initialize_config_dir(str(ROOT / "conf"), version_base=None):
-        return compose("aggregate", [override])
+        return compose("aggregate", list(overrides))
 
 
 def test_records_of_two_versions_are_refused_even_if_mixed_ones_are_allowed() -> None:
@@ -386,7 +425,7 @@ def test_a_table_without_its_columns_is_left_out_and_the_others_are_made(tmp_pat
     assert done.returncode == 0, done.stderr
     assert "Left out: theory (no record has theory_pct_topk or " in done.stdout
     left = {path.stem for path in (tmp_path / "results/tables").iterdir()}
-    assert left == {"spearman", "models", "conditions", "coverage", "recovery", "fates", "alignment"}
+    assert left == {"spearman", "models", "conditions", "coverage", "recovery", "fates", "alignment", "trained"}
     spearman = pd.read_csv(tmp_path / "results/tables/spearman.csv").set_index(["domain", "severity", "death"])
     assert pd.isna(spearman.loc[("all", "γ raw", "TopK"), "ρ"])
     assert spearman.loc[("all", "γ post-LN", "TopK"), "ρ"] == pytest.approx((17 / 17.5) ** 0.5)

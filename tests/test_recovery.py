@@ -13,7 +13,7 @@ from sae_outliers.analysis.conditions import condition_name, conditions_among
 from sae_outliers.analysis.figures import recovery_bars
 from sae_outliers.analysis.inputs import Inputs, complete
 from sae_outliers.analysis.make import make_figures, make_tables, measured_columns
-from sae_outliers.analysis.stats import auc, tokens_to_half
+from sae_outliers.analysis.stats import auc, time_to_half
 from sae_outliers.analysis.summary import recovery_lines
 from sae_outliers.analysis.tables.alignment import alignment
 from sae_outliers.analysis.tables.fates import fates
@@ -134,7 +134,7 @@ def test_runs_without_their_files_leave_blanks(tmp_path: Path) -> None:
     store_run(tmp_path, make_record(dead_pct_init_topk=50.0, **trained()))
     found = read(tmp_path)
     assert np.isnan(found.trained.runs["half_topk"][0])
-    assert [table.name for table in make_tables(found)] == ["recovery"]
+    assert [table.name for table in make_tables(found)] == ["recovery", "trained"]
     assert [name for name, _ in make_figures(found)] == ["recovery_bars"]
 
 
@@ -175,7 +175,7 @@ def test_time_to_half_matches_a_search_on_a_fine_grid() -> None:
         fine = np.linspace(tokens[0], tokens[-1], 200_001)
         below = fine[np.interp(fine, tokens, dead) <= dead[0] / 2]
         expected = below[0] if len(below) else np.inf
-        assert tokens_to_half(tokens, dead) == pytest.approx(expected, abs=0.01)
+        assert time_to_half(tokens, dead) == pytest.approx(expected, abs=0.01)
 
 
 @pytest.mark.parametrize(
@@ -190,7 +190,7 @@ def test_time_to_half_matches_a_search_on_a_fine_grid() -> None:
     ],
 )
 def test_time_to_half_by_hand(dead: list[float], tokens: float) -> None:
-    assert tokens_to_half(10 * np.arange(len(dead)), dead) == pytest.approx(tokens, nan_ok=True)
+    assert time_to_half(10 * np.arange(len(dead)), dead) == pytest.approx(tokens, nan_ok=True)
 
 
 def test_half_of_a_few_features_is_no_time(tmp_path: Path) -> None:
@@ -383,18 +383,41 @@ def test_the_bias_is_drawn_over_the_steps_of_plain_and_frozen_runs_of_a_planted_
     curve = make_curve([80, 60, 40]).assign(
         step=[0, 5, 10], mean_in_bias=[0.0, 0.5, 1.0], mean_in_features=[1.0, 0.5, 0.0], always_on=[2, 1, 0]
     )
-    shown = ({"planted_gamma": 2.0}, {"planted_gamma": 5.0}, {"planted_gamma": 5.0, "freeze_b_dec": True})
+    shown = ({"planted_gamma": 2.0}, {"planted_gamma": 2.0, "freeze_b_dec": True}, {"planted_gamma": 5.0})
     hidden = ({"planted_gamma": 2.0, "revival": "auxk"}, {"planted_gamma": 2.0, "centering": "on"}, {})
     for i, changes in enumerate((*shown, *hidden)):
         store_run(tmp_path, make_record(run_id=str(i), **trained(mean_in_bias=0.5) | changes), curve)
     bias, always_on, dead = drawn(tmp_path)["bias_takes_over"].axes
     assert [line.get_ydata().tolist() for line in bias.lines] == [[0, 50, 100]] * 3
-    assert [line.get_linestyle() for line in bias.lines] == ["-", "-", ":"]
+    assert [line.get_linestyle() for line in bias.lines] == [":", "-", "-"]
     assert len({line.get_color() for line in bias.lines}) == 2
     assert always_on.lines[0].get_xydata().tolist() == [[0, 2], [5, 1], [10, 0]]
     assert dead.lines[0].get_ydata().tolist() == [0, 0, 0]
+    relu, topk_only = drawn(tmp_path)["death_pathways"].axes
+    assert relu.lines[0].get_ydata().tolist() == [0, 0, 0]
+    assert topk_only.lines[0].get_ydata().tolist() == [80, 60, 40]
     store_conditions(tmp_path / "older", "a", planted_gamma=2.0)  # whose curves do not have the columns
-    assert "bias_takes_over" not in drawn(tmp_path / "older")
+    assert not {"bias_takes_over", "death_pathways"} & set(drawn(tmp_path / "older"))
+
+
+def test_steps_to_half_of_the_mean_are_of_runs_whose_bias_began_without_it(tmp_path: Path) -> None:
+    shares = {"halfway": [0, 0.25, 0.75], "never": [0, 0.1, 0.2], "began": [0.4, 0.5, 1.0], "turned": [0, 1.5, 0.2]}
+    for name, share in shares.items():
+        curve = make_curve([80, 60, 40]).assign(step=[0, 500, 1000], mean_in_bias=share)
+        store_run(tmp_path, make_record(run_id=name, planted_gamma=2.0, **trained()), curve)
+    runs = read(tmp_path).trained.runs.set_index("run_id")["half_bias"]
+    assert runs.dropna().to_dict() == {"halfway": 750, "never": np.inf, "turned": pytest.approx(500 / 3)}
+
+
+def test_over_seeds_lines_are_medians_in_bands(tmp_path: Path) -> None:
+    for gamma, found in {2.0: [0.9, 0.8, 0.4], 5.0: [0.5, 0.5, 0.5]}.items():
+        for seed, mmcs in enumerate(found):
+            ends = trained(mmcs=mmcs) | {"planted_gamma": gamma, "sae_seed": seed}
+            store_run(tmp_path, make_record(run_id=f"{gamma}{seed}", **ends))
+    (axes,) = drawn(tmp_path)["mmcs_by_gamma"].axes
+    assert axes.lines[0].get_xydata().tolist() == [[2, 0.8], [5, 0.5]]
+    corners = axes.collections[0].get_paths()[0].vertices
+    assert {tuple(corner) for corner in corners} >= {(2, 0.4), (2, 0.9), (5, 0.5)}
 
 
 def test_a_run_that_never_comes_to_half_has_a_triangle_at_its_end(tmp_path: Path) -> None:

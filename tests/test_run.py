@@ -175,6 +175,8 @@ def test_a_planted_gamma_is_the_gamma_that_the_sae_sees_and_changes_nothing_else
     assert planted["dead_pct_init_topk"] > 90 > natural["dead_pct_init_topk"]
     x = postln(stored_tokens(tmp_path, 3)).double()
     mean = x.mean(0)
+    assert natural["offset_max"] == pytest.approx(mean.abs().max().item(), rel=1e-5)
+    assert planted["offset_max"] == pytest.approx(15 / natural["gamma"] * natural["offset_max"], rel=1e-5)
     x = (x + (15 / natural["gamma"] - 1) * mean).float()
     W = torch.nn.functional.normalize(torch.randn(1024, 384, generator=torch.Generator().manual_seed(0)), dim=1)
     assert planted["dead_pct_init_relu"] == pytest.approx(100 * ((x @ W.T) <= 0).all(0).double().mean().item(), abs=0.1)
@@ -200,6 +202,7 @@ def test_initialisations_and_b_dec_are_where_the_config_says(here: Run, tmp_path
     found = {(record["init"], record["init_b_dec"]): record for record in records(tmp_path)}
     random, mean = found["random", "zeros"], found["random", "mean"]
     assert mean["gamma_sae_input"] < 1e-3 < random["gamma_sae_input"]
+    assert mean["offset_max"] < 1e-3 < random["offset_max"]
     assert found["datapoint", "zeros"]["dead_pct_init_topk"] < random["dead_pct_init_topk"]
     assert ("active_subspace", "zeros") in found
 

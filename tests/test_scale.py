@@ -40,7 +40,7 @@ def test_every_record_curve_and_feature_is_read(sweep: Inputs) -> None:
         assert {tuple(row) for row in mine[CURVE_OWNER].astype(object).fillna(0).to_numpy()} == {
             tuple(0 if pd.isna(run[name]) else run[name] for name in CURVE_OWNER)
         }
-        half = stats.tokens_to_half(slow["tokens"], slow["dead_pct_topk"])
+        half = stats.time_to_half(slow["tokens"], slow["dead_pct_topk"])
         enough = round(run["dead_pct_init_topk"] * run["n_features"] / 100) >= MIN_DEAD
         np.testing.assert_equal(run["half_topk"], half if enough else np.nan)
 

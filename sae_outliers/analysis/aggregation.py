@@ -10,7 +10,7 @@ from sae_outliers.analysis.config import AggregateConfig
 from sae_outliers.analysis.inputs import Inputs, complete, layers_listed_in
 from sae_outliers.analysis.make import left_out, make_figures, make_tables, measured_columns, replaced
 from sae_outliers.analysis.reference import PUBLISHED_NOTE, read_reference, read_trained_reference, reference_tables
-from sae_outliers.analysis.select import Mix, check_mixed, mixed_note, select
+from sae_outliers.analysis.select import Mix, check_mixed, mixed_note, select, with_settings
 from sae_outliers.analysis.summary import summary
 from sae_outliers.analysis.trained import read_trained
 from sae_outliers.analysis.write import Table, write_figure, write_table
@@ -56,10 +56,11 @@ def read_inputs(config: AggregateConfig) -> tuple[Inputs, list[Mix]]:
         if not (config.reference or config.reference_trained):
             raise ValueError(f"There are no records below {config.results_dir}/runs: run something first")
         return Inputs(expected=expected), []
-    records = select(complete(records, measured_columns()), config.where)
-    mixed = check_mixed(records, config.allow_mixed)
+    by = tuple(config.by)
+    records = with_settings(select(complete(records, measured_columns()), config.where), by)
+    mixed = check_mixed(records, config.allow_mixed, by)
     natural = records[records["planted_gamma"].isna()].reset_index(drop=True)
-    return Inputs(natural, read_trained(records), expected), mixed
+    return Inputs(natural, read_trained(records), expected, by), mixed
 
 
 def all_tables(

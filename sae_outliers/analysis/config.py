@@ -1,6 +1,6 @@
 """What `sae_outliers.aggregate` can be told: the schema of conf/aggregate.yaml."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from hydra.core.config_store import ConfigStore
 
@@ -11,6 +11,8 @@ class AggregateConfig:
     into: str | None = None  # the folder for tables/ and figures/; null: results_dir
     where: str | None = None  # aggregate only the records for which this condition on their columns holds
     allow_mixed: bool = False  # put records with different settings into one table
+    # settings by which runs are told apart; seeds then are repetitions. Only what tells them apart is made
+    by: list[str] = field(default_factory=list)
     # whose layers are expected besides those of the models seen: `paper`, or a folder of model configs
     expected: str | None = None
     reference: str | None = None  # CSV file with the columns of the authors' published table

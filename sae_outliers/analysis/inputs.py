@@ -12,6 +12,7 @@ from sae_outliers.analysis.trained import Trained
 from sae_outliers.paths import CONF, PAPER_MODELS
 
 Source = Literal["natural", "trained"]
+EVERY = ("*",)
 REQUIRED = ("model", "layer", "last_layer", "sae")  # no table can do without
 # Columns that came later, with what holds of the records before them.
 BEFORE: dict[str, Any] = {
@@ -30,11 +31,15 @@ IDENTIFYING = (
 
 @dataclass(frozen=True)
 class Inputs:
-    """Attributes: natural layers; trained runs, natural and planted; layers expected of models, beside those seen."""
+    """Attributes: natural layers; trained runs, natural and planted; layers expected of models, beside those seen.
+
+    `by` are the settings, as columns, by which runs are told apart besides the axes.
+    """
 
     natural: pd.DataFrame = field(default_factory=pd.DataFrame)
     trained: Trained = field(default_factory=lambda: Trained(pd.DataFrame(), pd.DataFrame()))
     expected: dict[str, range] = field(default_factory=dict)
+    by: tuple[str, ...] = ()
 
     def rows(self, source: Source) -> pd.DataFrame:
         return self.natural if source == "natural" else self.trained.runs
@@ -50,6 +55,7 @@ class Product:
         columns: the measured ones it shows. Any of them may be empty; where all are, it is left out.
         note: a table's caption.
         keys: where the authors published the same table, the columns by which the two are matched.
+        apart: the settings whose values it can tell apart besides the axes; EVERY for any.
     """
 
     make: Callable[[Inputs], Any]
@@ -57,6 +63,10 @@ class Product:
     columns: tuple[str, ...] = ()
     note: str = ""
     keys: tuple[str, ...] = ()
+    apart: tuple[str, ...] = ()
+
+    def tells_apart(self, by: tuple[str, ...]) -> bool:
+        return self.apart == EVERY or set(by) <= set(self.apart)
 
     def is_blank(self, inputs: Inputs) -> bool:
         """Whether there are records, but none of them has any of the columns."""

@@ -38,7 +38,7 @@ def make_figures(inputs: Inputs) -> Iterator[tuple[str, Figure]]:
 
 def _possible(registry: Registry[Product], inputs: Inputs) -> Iterator[tuple[str, Product]]:
     for name, one in sorted(registry.items()):
-        if len(inputs.rows(one.source)) and not one.is_blank(inputs):
+        if one.tells_apart(inputs.by) and len(inputs.rows(one.source)) and not one.is_blank(inputs):
             yield name, one
 
 

@@ -7,7 +7,7 @@ named here for being compared or not.
 import json
 import shlex
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -47,6 +47,7 @@ COLUMNS = {
 OPTION_COLUMNS = {"sae.": "sae_options", "revival.": "revival_options"}  # JSON of a type's own options
 FILES = "files"  # of local files that a run read: former records lack it
 AT_INIT = ("activations", "init")
+SEEDS = ("seed", "sae_seed")
 
 
 class Scope(NamedTuple):
@@ -89,6 +90,19 @@ def select(records: pd.DataFrame, where: str | None) -> pd.DataFrame:
     if not keep.any():
         raise ValueError(f"where={where!r} holds for none of the {len(records)} records")
     return records[keep].reset_index(drop=True)
+
+
+def with_settings(records: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
+    """Return the records with a column for each of the settings, which are named as in `Mix`.
+
+    Raises:
+        ValueError: one is no setting that determines a result of these records.
+    """
+    options = settings_table(records).rename(columns=COLUMNS) if names else pd.DataFrame()
+    for name in names:
+        if name not in options:
+            raise ValueError(f"by={name} is no setting of these records; they have {', '.join(map(str, options))}")
+    return records.assign(**{name: options[name] for name in names if name not in records})
 
 
 # --- settings of records --------------------------------------------------------------------------------
@@ -215,12 +229,15 @@ def _shown(value: Any) -> str:
     return "null" if value is None else str(value)
 
 
-def check_mixed(records: pd.DataFrame, allow: bool) -> list[Mix]:
+def check_mixed(records: pd.DataFrame, allow: bool, by: Collection[str] = ()) -> list[Mix]:
     """Return the settings that are mixed, of natural layers together and of planted ones within each source model.
+
+    Where runs are told apart `by` settings, these are not mixed, and seeds are repetitions.
 
     Raises:
         ValueError: there are any, and `allow` does not let them pass, or the records are of different versions.
     """
+    apart = {*by, *SEEDS} if by else set()
     versions = Mix("schema_version", _count(records["schema_version"]))
     if len(versions.counts) > 1:
         raise ValueError(mixed_settings_error(f"The records differ in {describe_mix([versions])}", "", versions))
@@ -231,7 +248,7 @@ def check_mixed(records: pd.DataFrame, allow: bool) -> list[Mix]:
         sides.append((f"The records of {model} with a planted γ", others, rows))
     mixed = []
     for who, others, rows in sides:
-        found = mixed_settings(rows)
+        found = [mix for mix in mixed_settings(rows) if mix.setting not in apart]
         if found and not allow:
             raise ValueError(mixed_settings_error(f"{who} differ in {describe_mix(found)}", others, found[0]))
         mixed += found
@@ -250,8 +267,12 @@ def mixed_settings_error(what: str, others: str, mix: Mix) -> str:
     where = f"{others}{outside}{name}" + (".isna()" if value is None else f" == {_quoted(value)}")
     return (
         f"{what}, so their figures do not belong in one table: narrow them, for example with "
-        f"{shlex.quote(f'where={_quoted(where)}')}" + ("" if of_schema else ", or pass allow_mixed=true")
+        f"{shlex.quote(f'where={_quoted(where)}')}" + ("" if of_schema else f", {_others(mix)}")
     )
+
+
+def _others(mix: Mix) -> str:
+    return f"tell them apart with {shlex.quote(f'by=[{mix.setting}]')}, or pass allow_mixed=true"
 
 
 def _quoted(value: object) -> str:

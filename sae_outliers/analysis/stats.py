@@ -93,12 +93,12 @@ def auc(positive: ArrayLike, negative: ArrayLike) -> float:
     return float(lower / 2 / (len(above) * len(below)))
 
 
-def tokens_to_half(tokens: ArrayLike, dead: ArrayLike) -> float:
-    """Return when `dead` first is half of its first value, linear between points.
+def time_to_half(time: ArrayLike, values: ArrayLike) -> float:
+    """Return when `values` first are half of the first of them, linear between points.
 
-    inf if never, NaN if nothing was dead.
+    inf if never, NaN if there was nothing at first.
     """
-    t, y = np.asarray(tokens, float), np.asarray(dead, float)
+    t, y = np.asarray(time, float), np.asarray(values, float)
     if not y[0] > 0:
         return float("nan")
     half = y[0] / 2

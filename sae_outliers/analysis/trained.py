@@ -1,6 +1,7 @@
 """Records of trained SAEs with what their runs left on disk: death curves, and the fate of every feature."""
 
 import os
+from collections.abc import Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +13,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from sae_outliers.analysis.conditions import b_dec_learning, condition_name, conditions_among
-from sae_outliers.analysis.stats import auc, tokens_to_half
+from sae_outliers.analysis.stats import auc, time_to_half
 from sae_outliers.results.features import Fate
 from sae_outliers.results.integrity import DIGESTS, damaged, verified
 
@@ -36,8 +37,8 @@ class Trained(NamedTuple):
     """Trained records, natural and planted (`planted_gamma` is NaN where natural), and their death curves.
 
     Attributes:
-        runs: a row per record, with its `condition`, `half_topk` and `half_relu` in training tokens, and `features`,
-            a Features or None where they are not on disk.
+        runs: a row per record, with its `condition`, `half_topk` and `half_relu` in training tokens, `half_bias` in
+            training steps, and `features`, a Features or None where they are not on disk.
         curves: a row per point of a run, with the columns CURVE_OWNER of its record; empty where no run has curves on
             disk.
     """
@@ -110,16 +111,27 @@ def _read(run_dir: str, name: str, digests: Any, columns: list[str] | None = Non
 
 
 def with_half_times(runs: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
-    """Add `half_topk` and `half_relu` by `tokens_to_half`; NaN where fewer than MIN_DEAD were dead at first."""
-    found = {}
+    """Add `half_topk` and `half_relu` by `time_to_half`; NaN where fewer than MIN_DEAD were dead at first.
+
+    Likewise `half_bias`, the steps until b_dec holds half of the mean; NaN where it began with some of it.
+    """
     points = curves.groupby("run_dir").indices if len(curves) else {}
+    found = {"half_bias": runs["run_dir"].map(_steps_to_half_of_the_mean(curves, points)).astype(float)}
     for death in ("topk", "relu"):
         columns = ["tokens", f"dead_pct_{death}"]
         curve = curves[columns].to_numpy(float) if len(curves) else np.empty((0, 2))
-        times = {run_dir: tokens_to_half(*curve[rows].T) for run_dir, rows in points.items()}
+        times = {run_dir: time_to_half(*curve[rows].T) for run_dir, rows in points.items()}
         dead = (runs[f"dead_pct_init_{death}"] * runs["n_features"] / 100).round()
         found[f"half_{death}"] = runs["run_dir"].map(times).astype(float).where(dead >= MIN_DEAD)
     return runs.assign(**found)
+
+
+def _steps_to_half_of_the_mean(curves: pd.DataFrame, points: Mapping[Any, Any]) -> dict[str, float]:
+    if "mean_in_bias" not in curves:
+        return {}
+    curve = curves[["step", "mean_in_bias"]].to_numpy(float)
+    began_without = (run for run in points.items() if abs(curve[run[1][0], 1]) < 0.01)
+    return {run_dir: time_to_half(curve[rows, 0], 1 - curve[rows, 1]) for run_dir, rows in began_without}
 
 
 def _count_fates(before: NDArray[np.int8], after: NDArray[np.int8]) -> NDArray[np.int64]:

@@ -12,11 +12,13 @@ MakeFigure = Callable[[Inputs], Figure | None]
 FIGURES: Registry[Product] = Registry("figure", package=__name__)
 
 
-def figure(name: str, source: Source, columns: tuple[str, ...] = ()) -> Callable[[MakeFigure], MakeFigure]:
+def figure(
+    name: str, source: Source, columns: tuple[str, ...] = (), apart: tuple[str, ...] = ()
+) -> Callable[[MakeFigure], MakeFigure]:
     """Register a function as the figure `<name>.png`, None where there is nothing to draw; see `Product`."""
 
     def add(make: MakeFigure) -> MakeFigure:
-        FIGURES.register(name)(Product(make, source, columns))
+        FIGURES.register(name)(Product(make, source, columns, apart=apart))
         return make
 
     return add

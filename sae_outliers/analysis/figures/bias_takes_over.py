@@ -1,51 +1,82 @@
-"""How the bias takes the mean over from the features, at planted γ."""
+"""How the bias takes the mean over from the features at planted γ, and which of the dead features come back."""
+
+from collections.abc import Callable
+from typing import Any
 
 import matplotlib as mpl
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter
 
 from sae_outliers.analysis.conditions import CONDITIONS
 from sae_outliers.analysis.figures import figure
+from sae_outliers.analysis.figures.over_seeds import line_over_seeds
 from sae_outliers.analysis.figures.style import COLORMAP, STYLE
 from sae_outliers.analysis.inputs import Inputs
 
-PANELS = {
-    "mean_in_bias": "Mean held by the bias (%)",
-    "always_on": "Features always on",
-    "dead_pct_relu": "Dead by ReLU (%)",
+Column = str | Callable[[pd.DataFrame], pd.Series]
+BIAS: dict[str, Column] = {
+    "Mean held by the bias (%)": lambda points: 100 * points["mean_in_bias"],
+    "Features always on": "always_on",
+    "Dead by ReLU (%)": "dead_pct_relu",
+}
+PATHWAYS: dict[str, Column] = {
+    "Never positive: dead by ReLU (%)": "dead_pct_relu",
+    "Positive, but never among the k largest (%)": lambda points: points["dead_pct_topk"] - points["dead_pct_relu"],
 }
 FREE, FROZEN = (CONDITIONS["none", "off", b_dec].name for b_dec in ("", "frozen b_dec"))
 DASHES = {FREE: "-", FROZEN: ":"}
+LONG = 4  # times as many steps as another run: the axis is logarithmic
 
 
-@figure("bias_takes_over", "trained", ("mean_in_bias",))
+@figure("bias_takes_over", "trained", ("mean_in_bias",), apart=("planted_gamma", "train_steps"))
 def bias_takes_over(inputs: Inputs) -> Figure | None:
     """Draw the uncentered TopK runs of planted γ without revival, b_dec free and frozen."""
+    return _figure(inputs, BIAS)
+
+
+@figure("death_pathways", "trained", ("mean_in_bias",), apart=("planted_gamma", "train_steps"))
+def death_pathways(inputs: Inputs) -> Figure | None:
+    """Draw how many features of the same runs are dead on either way."""
+    return _figure(inputs, PATHWAYS)
+
+
+def _figure(inputs: Inputs, panels: dict[str, Column]) -> Figure | None:
     curves = inputs.trained.curves
     if curves.empty or "mean_in_bias" not in curves:
         return None
     shown = curves["condition"].isin(DASHES) & curves["planted_gamma"].notna() & curves["mean_in_bias"].notna()
-    return draw(curves[shown]) if shown.any() else None
+    return draw(curves[shown], panels) if shown.any() else None
 
 
 @mpl.rc_context(STYLE)
-def draw(curves: pd.DataFrame) -> Figure:
-    """Draw a panel for each of PANELS over the steps: a line per run, γ as its colour, dotted where b_dec is frozen."""
+def draw(curves: pd.DataFrame, panels: dict[str, Column]) -> Figure:
+    """Draw a panel for each of `panels` over the steps: a line for each γ as its colour, dotted where b_dec is frozen."""
     gammas = sorted(curves["planted_gamma"].unique())
     colors = {gamma: COLORMAP(i / max(1, len(gammas) - 1)) for i, gamma in enumerate(gammas)}
-    figure = Figure(figsize=(8.4, 3.2), layout="constrained")
-    for axes, (column, title) in zip(figure.subplots(1, len(PANELS), sharex=True), PANELS.items(), strict=True):
-        for (_, gamma, condition), run in curves.groupby(["run_dir", "planted_gamma", "condition"]):
-            values = run[column] * (100 if column == "mean_in_bias" else 1)
-            axes.plot(run["step"], values, c=colors[gamma], ls=DASHES[str(condition)], lw=1.3)
+    figure = Figure(figsize=(2.8 * max(len(panels), 3), 3.2), layout="constrained")
+    for axes, (title, column) in zip(figure.subplots(1, len(panels), sharex=True), panels.items(), strict=True):
+        for (gamma, condition), points in curves.groupby(["planted_gamma", "condition"]):
+            values = points[column] if isinstance(column, str) else column(points)
+            line_over_seeds(axes, points["step"], values, c=colors[gamma], ls=DASHES[str(condition)])
         axes.set(title=title, xlabel="training steps")
         axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
-        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    present = curves["condition"].unique()
-    keys = [Line2D([], [], c=color, label=f"γ = {gamma:g}") for gamma, color in colors.items()]
-    words = {FREE: "b_dec learns", FROZEN: "b_dec frozen at 0"}
-    keys += [Line2D([], [], c="0.2", ls=DASHES[name], label=words[name]) for name in DASHES if name in present]
-    figure.legend(handles=keys, loc="outside upper center", ncols=len(keys))
+        _steps_axis(axes, curves)
+    figure.legend(handles=_keys(curves, colors), loc="outside upper center", ncols=len(gammas) + len(DASHES))
     return figure
+
+
+def _steps_axis(axes: Axes, curves: pd.DataFrame) -> None:
+    ends = curves.groupby("run_dir")["step"].max()
+    if ends.max() >= LONG * ends.min():
+        axes.set(xscale="log", xlim=(curves.loc[curves["step"] > 0, "step"].min(), ends.max()))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+
+
+def _keys(curves: pd.DataFrame, colors: dict[float, Any]) -> list[Line2D]:
+    present = curves["condition"].unique()
+    words = {FREE: "b_dec learns", FROZEN: "b_dec frozen at 0"}
+    keys = [Line2D([], [], c=color, label=f"γ = {gamma:g}") for gamma, color in colors.items()]
+    return keys + [Line2D([], [], c="0.2", ls=DASHES[name], label=words[name]) for name in DASHES if name in present]

@@ -13,12 +13,17 @@ TABLES: Registry[Product] = Registry("table", package=__name__)
 
 
 def table(
-    name: str, note: str, source: Source, columns: tuple[str, ...] = (), keys: tuple[str, ...] = ()
+    name: str,
+    note: str,
+    source: Source,
+    columns: tuple[str, ...] = (),
+    keys: tuple[str, ...] = (),
+    apart: tuple[str, ...] = (),
 ) -> Callable[[MakeTable], MakeTable]:
     """Register a function as the table `<name>.csv`; see `Product` for the arguments."""
 
     def add(make: MakeTable) -> MakeTable:
-        TABLES.register(name)(Product(make, source, columns, note, keys))
+        TABLES.register(name)(Product(make, source, columns, note, keys, apart))
         return make
 
     return add
