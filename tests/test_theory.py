@@ -52,3 +52,11 @@ def test_nothing_dies_without_a_mean_and_half_or_nearly_all_do_with_a_huge_one()
     assert theory.dead_by_topk(0.0, 1000, 8192, 64) == 0
     assert theory.dead_by_relu(1e9, 1000) == pytest.approx(0.5)
     assert theory.dead_by_topk(1e9, 1000, 8192, 64) == pytest.approx(1 - 64 / 8192)
+
+
+def test_bias_half_time_is_that_of_trained_runs_and_proportional_to_what_adam_has_to_go() -> None:
+    """Adam moves a coordinate by at most lr a step, so half of the largest one takes at least half of the ratio."""
+    gamma = np.array([1.0, 2.0, 5.0])
+    steps = theory.bias_half_time(gamma / 2, 1e-3, gamma, 256, 512)
+    assert steps.shape == (3,)
+    assert (steps > 0.5 * gamma / 2 / 1e-3).all()

