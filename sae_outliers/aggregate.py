@@ -21,7 +21,7 @@ import hydra
 
 from sae_outliers.analysis.config import AggregateConfig
 from sae_outliers.paths import CONF
-from sae_outliers.utils.boundary import one_sentence
+from sae_outliers.utils.boundary import one_sentence, visible
 
 
 @hydra.main(version_base=None, config_path=str(CONF), config_name="aggregate")
@@ -29,9 +29,9 @@ def main(config: AggregateConfig) -> None:
     from sae_outliers.analysis.aggregation import aggregate  # loads pandas and matplotlib, 1 s
 
     try:
-        print(aggregate(config))
+        print(visible(aggregate(config)))
     except ValueError as error:  # to Hydra it would be a job that failed, of which it tells first
-        sys.exit(str(error))
+        sys.exit(visible(str(error)))
 
 
 if __name__ == "__main__":

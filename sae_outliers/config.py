@@ -193,7 +193,7 @@ class RunConfig:
     check: bool = setting(
         False, affects="nothing", shared=True
     )  # only load the model, run one batch, print shapes, γ and memory
-    results_dir: str = setting("results", affects="nothing")
+    results_dir: str = setting("results", affects="nothing", shared=True)
     group: str | None = setting(None, affects="nothing")  # W&B group; the sweep's name in a sweep
     # of a sweep: print the plan, what it takes and the sbatch scripts, and start nothing
     dry_run: bool = setting(False, affects="nothing", shared=True, sweep_only=True)

@@ -246,6 +246,15 @@ def test_only_what_is_named_is_told_apart(tmp_path: Path) -> None:
     assert "by=lrr is no setting of these records; they have" in unknown.stderr
 
 
+def test_a_terminal_is_told_nothing_by_the_records_of_others(tmp_path: Path) -> None:
+    store(tmp_path / "results", *(make_record("a\x1b]0;x\x07", i) for i in (1, 2, 3)))
+    assert not {"\x1b", "\x07"} & set(run(tmp_path).stdout)
+    store(tmp_path / "results", make_record("a\x1b", 1, run_id="other", n_eval=7))
+    refused = run(tmp_path)
+    assert refused.returncode == 1
+    assert "\x1b" not in refused.stderr
+
+
 def test_a_new_call_leaves_nothing_of_a_former_one(tmp_path: Path) -> None:
     store(tmp_path / "results", *handful())
     assert run(tmp_path).returncode == 0

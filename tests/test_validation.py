@@ -52,6 +52,7 @@ from tests.conftest import ROOT, composed
     (["layer=1", "variants=['layer=2']"], "variants must share layer, but have 1 and 2"),
     (["variants=['check=true','check=true']"], "variants must share check, but have False and True"),
     (["variants=['','task=extract']"], "variants must share task, but have extract and run"),
+    (["variants=['++results_dir=/tmp']"], "variants must share results_dir, but have /tmp and results"),
     (["variants=['path=/tmp']"], "variants must share path, but have /tmp and None"),
     (["model.name=a/b"], "model.name=a/b names a folder"),
     (["model.name=.."], "model.name=.. names a folder"),
