@@ -23,7 +23,7 @@ from sae_outliers.runs.identity import run_directories
 from sae_outliers.runs.layer_data import LayerData
 from sae_outliers.runs.measure import curve_point, measure_final, write_features
 from sae_outliers.runs.record import Outcome, about_the_sae, record_of
-from sae_outliers.runs.setup import RunSetup, set_up
+from sae_outliers.runs.setup import Fates, RunSetup, set_up
 from sae_outliers.sae.io import save_sae
 from sae_outliers.tracking.base import Tracker, start_tracker
 from sae_outliers.training.loop import TrainingRun, train
@@ -56,10 +56,11 @@ def run_jointly(configs: Mapping[Path, RunConfig], layer: int) -> None:
     extract(first, [layer])
     data = LayerData(first, layer)
     with trackers_of(configs, layer) as trackers:
-        setups = []
-        for directory, cfg in configs.items():
-            setups.append(set_up(cfg, layer, directory, data.severity, data.device, data.eval_tokens))
-            setups[-1].count(data.eval_tokens())
+        setups = [
+            set_up(cfg, layer, directory, data.severity, data.device, data.eval_tokens)
+            for directory, cfg in configs.items()
+        ]
+        Fates(setups).count(data.eval_tokens())
         trainers = train_jointly(setups, data, trackers)
         for setup in setups:
             trainer = trainers.get(setup.directory)

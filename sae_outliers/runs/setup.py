@@ -1,6 +1,6 @@
 """A run before its first step: what its SAE is given, the SAE, and the fates of its features at initialisation."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from sae_outliers.sae.base import SparseAutoencoder, sae_type
 from sae_outliers.sae.evaluation import FateCounter, alignment, count_fates, fate_counter
 from sae_outliers.sae.initialization import initialise
 from sae_outliers.sae.io import folded_encoder
+from sae_outliers.sae.shared_product import SharedProduct
 from sae_outliers.stats.moments import Moments
 from sae_outliers.stats.transforms import CENTERINGS, INPUT_SCALES, Affine
 from sae_outliers.utils.instantiate import instantiate
@@ -30,7 +31,7 @@ class RunSetup:
         tokens: moments of the preprocessed tokens, planted where the config asks for it.
         centering: the map from these to what the SAE is given, its scale included.
         sae_input: moments of what the SAE is given.
-        fates: of the SAE's features at initialisation, on the evaluation tokens that `count` has been shown.
+        fates: of the SAE's features at initialisation, on the evaluation tokens that `Fates` has been shown.
         alignment: cos(encoder direction, μ) of each feature at initialisation, [n_features].
         gamma_sae_input: γ of what the encoder multiplies at initialisation, after centering and b_dec.
         offset_max: the largest |μ_i - b_dec_i| of what the SAE is given, at initialisation: how far b_dec has to go.
@@ -83,9 +84,34 @@ class RunSetup:
         """Return cos(encoder direction, μ) of each feature as it is now, [n_features]."""
         return _alignment(self.sae, self.centering, self.tokens)
 
+
+class Fates:
+    """Counts fates at initialisation of several set-ups on the same tokens, in one product where they share it."""
+
+    def __init__(self, setups: Sequence[RunSetup]) -> None:
+        self.products: list[SharedProduct] = []
+        self.alone: list[RunSetup] = []
+        for setup in setups:
+            self._add(setup)
+
+    def _add(self, setup: RunSetup) -> None:
+        centering = setup.from_preprocessed()
+        if centering.linear is not None:
+            self.alone.append(setup)
+            return
+        product = next((one for one in self.products if one.shares(setup.sae, centering)), None)
+        if product is None:
+            product = SharedProduct(setup.sae.W_enc, setup.severity.sae_tokens.mean)
+            self.products.append(product)
+        product.add(setup.fates, setup.sae, centering)
+
     def count(self, tokens: Iterable[Tensor]) -> None:
-        """Take preprocessed tokens into the fates at initialisation."""
-        count_fates(self.fates, self.sae, self.centering, map(self.rescale_mean, tokens))
+        """Take in chunks of preprocessed tokens [tokens, d_model]."""
+        for chunk in tokens:
+            for product in self.products:
+                product.update(chunk)
+            for setup in self.alone:
+                count_fates(setup.fates, setup.sae, setup.centering, [setup.rescale_mean(chunk)])
 
 
 def _alignment(sae: SparseAutoencoder, centering: Affine, tokens: Moments) -> Tensor:

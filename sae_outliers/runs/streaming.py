@@ -21,7 +21,7 @@ from sae_outliers.runs.identity import run_directories, run_settings
 from sae_outliers.runs.layer import finish, unfinished, write_config
 from sae_outliers.runs.layer_data import Severity, SeverityMeter
 from sae_outliers.runs.record import Outcome
-from sae_outliers.runs.setup import RunSetup, set_up
+from sae_outliers.runs.setup import Fates, RunSetup, set_up
 from sae_outliers.sae.base import SparseAutoencoder
 from sae_outliers.stats.transforms import PREPROCESSINGS
 from sae_outliers.tracking.base import start_tracker
@@ -63,14 +63,12 @@ def measured(runs: Runs) -> list[RunSetup]:
         for layer, (x, flags) in rows.items():
             meters[layer].update(x, flags & SPECIAL > 0)
     setups = set_up_all(runs, {layer: meter.severity for layer, meter in meters.items()}, stream.device)
+    fates = {layer: Fates([setup for setup in setups if setup.layer == layer]) for layer in layers}
     preprocess = PREPROCESSINGS[cfg.preprocessing]
     for rows in one_pass(cfg, stream, backbone, layers, "fates"):
         for layer, (x, flags) in rows.items():
             is_kept = torch.from_numpy(is_token(flags.numpy(), cfg.special_tokens)).to(stream.device)
-            tokens = preprocess(x[is_kept])
-            for setup in setups:
-                if setup.layer == layer:
-                    setup.count([tokens])
+            fates[layer].count([preprocess(x[is_kept])])
     return setups
 
 

@@ -105,9 +105,13 @@ def whiten(m: Moments) -> Affine:
 def layernorm_center(m: Moments) -> Affine:
     """Subtract the mean, and from each token its average over the dimensions (LayerNorm's own centering).
 
-    The second part is the projection I - 11ᵀ/d. On post-LN activations it changes nothing, and this equals `on`.
+    The second part is the projection I - 11ᵀ/d. Where it changes nothing but rounding, as on post-LN activations, this
+    is `on`.
     """
     d_model = len(m.mean)
+    square_of_average = m.scatter.sum() / m.count / d_model**2 + m.mean.mean().square()
+    if square_of_average < 1e-10 * m.square_norm / d_model:
+        return on(m)
     projection = torch.eye(d_model, device=m.mean.device) - 1 / d_model
     return Affine(m.mean.float(), projection, projection.clone())
 

@@ -1,0 +1,58 @@
+"""The fates of features under several shifts of the same tokens, from one product with the encoder.
+
+What an SAE is given is s (x - c), and its pre-activations are s (x - c) W - b_dec W + b_enc. A shift adds the same to
+a feature on every token:
+
+    s (x - c) W - b_dec W + b_enc  =  s (x - m) W  +  (s (m - c) - b_dec) W + b_enc
+
+The first term is a dense product that all of them share; the second is a constant of each feature, formed in float64.
+With m near the mean, no mean enters the float32 product: at γ = 50 no digit of what varies between tokens is lost.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sae_outliers.sae.base import SparseAutoencoder
+from sae_outliers.sae.evaluation import FateCounter
+from sae_outliers.sae.kernels import pre_activation_chunks
+from sae_outliers.stats.transforms import Affine
+
+
+class Member(NamedTuple):
+    """One of those that share: its counter, its scale s, and its constant of each feature [n_features], None for 0."""
+
+    counter: FateCounter
+    scale: float
+    constant: Tensor | None
+
+
+class SharedProduct:
+    """Counts the fates of SAEs with the same W_enc, whose centerings only shift and scale; see `shares`."""
+
+    def __init__(self, W_enc: Tensor, center: Tensor) -> None:
+        """W_enc is [d_model, n_features]; `center` [d_model] is what the product subtracts from the tokens: m."""
+        self.W_enc, self.center = W_enc.detach(), center.to(W_enc)
+        self.members: list[Member] = []
+        self._zeros = W_enc.new_zeros(W_enc.shape[1])
+
+    def shares(self, sae: SparseAutoencoder, centering: Affine) -> bool:
+        """Return whether the SAE's product is this one but for a shift and a scale."""
+        return centering.linear is None and torch.equal(sae.W_enc, self.W_enc)
+
+    @torch.no_grad()
+    def add(self, counter: FateCounter, sae: SparseAutoencoder, centering: Affine) -> None:
+        """Have `update` count the fates of an SAE behind a centering, which `shares`."""
+        scale = 1.0 if centering.scale is None else centering.scale.item()
+        offset = scale * (self.center.double() - centering.shift.double()) - sae.b_dec.double()
+        constant = offset @ self.W_enc.double() + sae.b_enc.double()
+        self.members.append(Member(counter, scale, constant.float() if constant.any() else None))
+
+    @torch.no_grad()
+    def update(self, x: Tensor) -> None:
+        """Take in tokens [tokens, d_model], before any centering."""
+        for product in pre_activation_chunks(x - self.center, self.W_enc, self._zeros):
+            for counter, scale, constant in self.members:
+                pre = product if scale == 1 else product * scale
+                counter.update(pre if constant is None else pre + constant)
