@@ -8,10 +8,11 @@ import pytest
 from omegaconf import OmegaConf
 from torch.utils.flop_counter import FlopCounterMode
 
-from sae_outliers.config import roles
+from sae_outliers.config import expand, roles
 from sae_outliers.runs import identity
 from sae_outliers.runs.activations import extract
 from sae_outliers.runs.execute import run
+from sae_outliers.runs.identity import run_directories
 from sae_outliers.sweeps import cost as costs
 from sae_outliers.sweeps.plan import Plan, plan
 from sae_outliers.sweeps.slurm import profile
@@ -72,12 +73,43 @@ def test_a_store_that_is_filled_needs_no_extraction_and_what_others_have_under_w
     planned = plan(grid.composed())
     assert [task.name for task in planned.extractions] == ["synthetic activations"]
     assert planned.extractions[0].overrides[-2:] == ("layer=1", "task=extract")
-    theirs = plan(grid.composed(), planned.jobs[0].results)
+    theirs = plan(grid.composed(), planned.jobs[0].results[:1])
     assert (len(theirs.jobs), theirs.elsewhere, theirs.finished) == (1, 1, 0)
     extract(composed("model=synthetic/sparse", "train=none", *SMALL, f"results_dir={tmp_path}"), [1])
     assert plan(grid.composed()).extractions == []
     more = combinations("model=synthetic/sparse", "layer=1", "train=none", *SMALL[2:], "n_eval=100000")
     assert len(plan(more.composed()).extractions) == 1
+
+
+def test_conditions_that_share_a_product_are_variants_of_one_job(combinations: Callable[..., Any]) -> None:
+    sweep = ("model=gpt2", "layer=3,4", "train=none", "centering=off,whiten", "data.rescale_mean=null,3")
+    planned = plan(combinations(*sweep, "sae_seed=0,1").composed())
+    assert len(planned.jobs) == 2 * 2  # layers and SAEs
+    assert [len(task.results) for task in planned.jobs] == [4] * 4
+    assert len({folder for task in planned.jobs for folder in task.results}) == 16
+    task = planned.jobs[0]
+    conditions = [(centering, gamma) for centering in ("off", "whiten") for gamma in ("null", "3")]
+    variants = [f"centering={centering} data.rescale_mean={gamma}" for centering, gamma in conditions]
+    config: Any = composed(*task.overrides)
+    assert list(config.variants) == variants
+    found = expand(config, lambda variant: composed(*task.overrides, *variant))  # type: ignore[arg-type, return-value]
+    assert task.results == tuple(folder for one in found for folder in run_directories(one, [3]))
+
+
+@pytest.mark.parametrize("apart", ["train=short", "seed=0,1", "sae_seed=0,1", "sae.n_features=512,1024", "n_eval=9,99"])
+def test_what_does_not_share_a_product_has_jobs_of_its_own(combinations: Callable[..., Any], apart: str) -> None:
+    key = apart.partition("=")[0]
+    rest = [one for one in ("train=none", "seed=0", "n_eval=99", "sae.k=4") if not one.startswith(f"{key}=")]
+    planned = plan(combinations("model=gpt2", "layer=3", "centering=off,on", *rest, apart).composed())
+    assert len(planned.jobs) == 2
+
+
+def test_a_condition_that_others_measure_is_left_to_them(combinations: Callable[..., Any]) -> None:
+    grid = combinations("model=gpt2", "layer=3", "centering=off,on,whiten", "train=none")
+    ((task,), *_) = [plan(grid.composed()).jobs]
+    left = plan(grid.composed(), task.results[1:2])
+    assert (len(left.jobs), left.elsewhere) == (1, 1)
+    assert left.jobs[0].results == (task.results[0], task.results[2])
 
 
 def test_tasks_do_not_hear_of_the_options_that_are_the_sweeps(combinations: Callable[..., Any]) -> None:
