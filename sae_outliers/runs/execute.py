@@ -7,10 +7,11 @@ from pathlib import Path
 from hydra import compose
 
 from sae_outliers.config import RunConfig, expand
+from sae_outliers.results.describe import describe_run
 from sae_outliers.runs.activations import extract
 from sae_outliers.runs.layer import run_layer
 from sae_outliers.runs.layer_spec import layers_of
-from sae_outliers.runs.record import describe, read_record
+from sae_outliers.runs.record import read_record
 from sae_outliers.runs.smoke_test import check_model
 from sae_outliers.runs.streaming import measure_in_stream
 from sae_outliers.runs.validation import validate
@@ -41,7 +42,7 @@ def run(cfg: RunConfig, variants: Sequence[RunConfig]) -> None:
 
 def report(directories: Sequence[Path]) -> None:
     for directory in directories:
-        log.info("%s; %s", describe(read_record(directory)), directory)
+        log.info("%s; %s", describe_run(vars(read_record(directory))), directory)
 
 
 def composed_variants(cfg: RunConfig, overrides: Sequence[str]) -> list[RunConfig]:

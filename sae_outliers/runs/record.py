@@ -202,15 +202,3 @@ def read_record(directory: Path) -> Record:
     row: dict[str, Any] = read_row(directory)
     columns: dict[str, Any] = {one.name: row.get(one.name) for one in fields(Record)}
     return Record(**columns)
-
-
-def describe(record: Record) -> str:
-    """Return a record's main figures in a line."""
-    parts = [
-        f"{record.model} layer {record.layer}, {record.sae}, revival={record.revival}, "
-        f"centering={record.centering}: γ {record.gamma:.2f}",
-        f"dead at initialisation by TopK {record.dead_pct_init_topk:.1f} %, by ReLU {record.dead_pct_init_relu:.1f} %",
-    ]
-    if record.dead_pct_final_topk is not None:
-        parts.append(f"after training {record.dead_pct_final_topk:.1f} %, {record.dead_pct_final_relu:.1f} %")
-    return "; ".join(parts)

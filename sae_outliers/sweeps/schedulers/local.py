@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import connection, get_context, parent_process
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -22,6 +23,7 @@ from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, JobStatus, configure_log, run_job, setup_globals
 from omegaconf import open_dict
 
+from sae_outliers.sweeps.live import Live
 from sae_outliers.sweeps.scheduler import SCHEDULERS, HydraSweep, InFlight, Queue
 from sae_outliers.sweeps.task import Task
 from sae_outliers.utils.boundary import sentence_of
@@ -43,7 +45,7 @@ Launch = Callable[[Sequence[Sequence[str]], int], Sequence[JobReturn]]  # overri
 class LocalScheduler:
     """Runs a plan in two phases: extractions, then the jobs whose activations are there.
 
-    `launch` returns when its jobs have ended; by default they run in local processes.
+    `launch` returns when its jobs have ended; by default they run in local processes, and each result is told of.
     """
 
     detached = False
@@ -51,7 +53,7 @@ class LocalScheduler:
 
     def __init__(self, sweep: HydraSweep, launch: Launch | None = None) -> None:
         self.folder = sweep.folder.absolute()
-        self.launch = launch or LocalProcesses(sweep).launch
+        self.sweep, self.launch = sweep, launch
 
     @staticmethod
     def queue() -> Queue:
@@ -83,8 +85,9 @@ class LocalScheduler:
 
     def _run(self, tasks: Sequence[Task], first: int) -> dict[Task, str]:
         """Launch tasks, numbered from `first` on; return the ones that failed, and why."""
+        launch = self.launch or partial(LocalProcesses(self.sweep).launch, live=Live(tasks))
         try:
-            returns = self.launch([list(task.overrides) for task in tasks], first) if tasks else []
+            returns = launch([list(task.overrides) for task in tasks], first) if tasks else []
             reasons = {task: _reason(returned) for task, returned in zip(tasks, returns, strict=True)}
         except Exception as error:  # Submitit's launcher gives up at the first job that was killed
             reasons = {task: "" if task.is_done() else f"the launcher gave up: {sentence_of(error)}" for task in tasks}
@@ -122,8 +125,11 @@ class LocalProcesses:
         self.sweep = sweep
         self.n_workers: int | None = sweep.config.hydra.launcher.get("n_workers")
 
-    def launch(self, job_overrides: Sequence[Sequence[str]], first: int) -> list[JobReturn]:
-        """Run all jobs; a failed one does not stop the others. Ctrl-C stops those that run, then this process."""
+    def launch(self, job_overrides: Sequence[Sequence[str]], first: int, live: Live) -> list[JobReturn]:
+        """Run all jobs; a failed one does not stop the others. Ctrl-C stops those that run, then this process.
+
+        `live` is told of each that has ended.
+        """
         hydra = self.sweep.config.hydra
         setup_globals()
         configure_log(hydra.hydra_logging, hydra.verbose)
@@ -143,8 +149,10 @@ class LocalProcesses:
                     for done in [r for r in running if not r.process.is_alive()]:
                         running.remove(done)
                         returns[done.index] = _returned(done)
+                        progress.say(live.ended(done.index))
                     failed = sum(r.status == JobStatus.FAILED for r in returns.values())
-                    progress.update(len(returns), f"{failed} failed" if failed else "")
+                    notes = (f"{failed} failed" if failed else "", live.time_left(progress.seconds))
+                    progress.update(len(returns), ", ".join(filter(None, notes)))
         finally:
             for r in running:
                 r.process.terminate()

@@ -1,0 +1,54 @@
+"""What a sweep in local processes says while it runs: its first result, a line per model, and how long it will take."""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from sae_outliers.results.describe import describe_model, describe_run
+from sae_outliers.results.integrity import read_if_whole
+from sae_outliers.sweeps.task import Task
+from sae_outliers.utils.progress import duration
+
+Row = dict[str, Any]
+
+OVERHEAD = 1e11  # operations that a core does while a task starts and writes its files
+
+
+class Live:
+    """Follows the tasks of one launch as they end."""
+
+    def __init__(self, tasks: Sequence[Task]) -> None:
+        self.tasks = tasks
+        self._waiting = Counter(task.model for task in tasks)
+        self._rows: dict[str, list[Row]] = defaultdict(list)
+        self._work = sum(map(_work, tasks))
+        self._done = 0.0
+
+    def ended(self, index: int) -> Iterator[str]:
+        """Yield what there is to say now that a task has ended, failed or not."""
+        task = self.tasks[index]
+        self._done += _work(task)
+        self._waiting[task.model] -= 1
+        is_first = not self._rows
+        rows = [row for row in map(_read, task.results) if row is not None]
+        if rows:
+            self._rows[task.model] += rows
+        if is_first:
+            yield from map(describe_run, rows)
+        if self._waiting[task.model] == 0 and len(self._rows[task.model]) > len(rows):
+            yield describe_model(self._rows[task.model])
+
+    def time_left(self, seconds: float) -> str:
+        """Say how long the rest takes, after so many seconds; nothing before a task has ended."""
+        if not self._done or self._done >= self._work:
+            return ""
+        return f"about {duration(seconds * (self._work - self._done) / self._done)} left"
+
+
+def _work(task: Task) -> float:
+    return OVERHEAD + task.cost.operations
+
+
+def _read(directory: Path) -> Row | None:
+    return read_if_whole(directory / "record.json") if (directory / "record.json").is_file() else None
