@@ -25,7 +25,7 @@ CPU = torch.device("cpu")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     results = tmp_path_factory.mktemp("results")
     command = [sys.executable, "-m", "tests.benchmarks", "--quick", "--device=cpu", f"--results-dir={results}"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=180)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     assert (results / "benchmarks" / "README.md").read_text() in done.stdout
     return results / "benchmarks"
