@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from sae_outliers.stats.theory import bias_half_time
 
-MIN_RUNS = 12  # below this, half of them say nothing of five coefficients
+MIN_RUNS = 14  # below this, half of them say nothing of six coefficients
 
 
 class Law(NamedTuple):
@@ -37,7 +37,8 @@ def timed_runs(runs: pd.DataFrame) -> pd.DataFrame:
 def logs(runs: pd.DataFrame) -> pd.DataFrame:
     """Return the logs of what the time depends on, a column for each quantity."""
     quantities = {
-        "max|μ_i|/lr": runs["offset_max"] / runs["lr"],
+        "max|μ_i|": runs["offset_max"],
+        "lr": runs["lr"],
         "γ": runs["gamma"],
         "batch size": runs["train_batch_size"],
         "n_features": runs["n_features"],

@@ -10,16 +10,11 @@ from sae_outliers.utils.files import atomic_write
 
 TABLE_KINDS = ("csv", "md", "tex")
 FIGURE_KINDS = ("png", "pdf")
+# by what the column's name contains; 1 otherwise
 DECIMALS = {
-    "ρ": 3,
-    "FVU": 3,
-    "AUC": 3,
-    "MMCS": 3,
-    "γ": 2,
-    "in bias": 2,
-    "tokens": 0,
-    "steps": 0,
-}  # by what the column's name contains; 1 otherwise
+    **{"ρ": 3, "FVU": 3, "AUC": 3, "MMCS": 3, "γ": 2},
+    **{"in bias": 2, "tokens": 0, "steps": 0, "lr": 5, "max|": 3, "ratio": 2, "all runs": 3},
+}
 ESCAPED = str.maketrans({c: f"\\{c}" for c in "&%$#_{}"} | {"\\": r"\textbackslash ", "~": r"\textasciitilde "})
 LATEX = {"γ": r"$\gamma$", "ρ": r"$\rho$", "μ": r"$\mu$", "σ": r"$\sigma$"}  # pdflatex has no Greek of its own
 

@@ -52,7 +52,7 @@ def dead_by_topk_small_gamma(gamma: ArrayLike, n_eval: int, n_features: int, k: 
 
 
 # Fitted to the runs of experiment=recovery_clock by analysis.clock.fit_law: results/recovery/clock/tables
-BIAS_HALF_TIME = {"factor": 1.0, "offset / lr": 1.0, "gamma": 0.0, "batch_size": 0.0, "n_features": 0.0}
+BIAS_HALF_TIME = {"factor": 27.3, "offset_max": 0.53, "lr": -0.85, "gamma": 0.41, "batch_size": 0.0, "n_features": 0.0}
 
 
 def bias_half_time(
@@ -70,7 +70,8 @@ def bias_half_time(
         n_features: of the SAE.
     """
     quantities = {
-        "offset / lr": np.divide(offset_max, lr),
+        "offset_max": offset_max,
+        "lr": lr,
         "gamma": gamma,
         "batch_size": batch_size,
         "n_features": n_features,

@@ -36,7 +36,7 @@ def bias_clock(inputs: Inputs) -> pd.DataFrame:
     runs = timed_runs(inputs.trained.runs)
     predicted = predicted_steps(runs)
     frame = runs[list(SHOWN)].rename(columns=SHOWN)
-    return frame.assign(**{"predicted steps": predicted, "ratio γ": predicted / runs["half_bias"]})
+    return frame.assign(**{"predicted steps": predicted, "ratio": predicted / runs["half_bias"]})
 
 
 @table("bias_clock_law", LAW_NOTE, "trained", ("offset_max",), apart=EVERY)
@@ -47,7 +47,7 @@ def bias_clock_law(inputs: Inputs) -> pd.DataFrame:
         return pd.DataFrame()
     fitted, others = halves(runs)
     columns = {}
-    for name, of, on in (("half of the runs", fitted, others), ("all runs", runs, runs)):
+    for name, of, on in (("half of all runs", fitted, others), ("all runs", runs, runs)):
         law = fit_law(of)
         off = np.exp(np.abs(np.log(law.steps(on) / on["half_bias"])))
         rows = {"factor": law.factor} | {f"exponent of {quantity}": power for quantity, power in law.exponents.items()}
