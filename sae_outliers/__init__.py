@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from sae_outliers.sae.evaluation import evaluate
     from sae_outliers.sae.io import fold, load_sae
     from sae_outliers.stats.moments import Moments, effective_rank, geometric_median, moments, outlier_dims
-    from sae_outliers.stats.theory import dead_by_relu, dead_by_topk, dead_by_topk_small_gamma
+    from sae_outliers.stats.theory import bias_half_time, dead_by_relu, dead_by_topk, dead_by_topk_small_gamma
     from sae_outliers.stats.transforms import CENTERINGS, postln
     from sae_outliers.training.revival import AuxK
     from sae_outliers.training.trainer import Trainer
@@ -42,6 +42,7 @@ _DEFINED_IN = {
     "dead_by_relu": "stats.theory",
     "dead_by_topk": "stats.theory",
     "dead_by_topk_small_gamma": "stats.theory",
+    "bias_half_time": "stats.theory",
     # SAEs
     "TopK": "sae.architectures.topk",
     "BatchTopK": "sae.architectures.batchtopk",

@@ -6,9 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sae_outliers.analysis.aggregation import aggregate
-from sae_outliers.analysis.clock import fit_law, halves, timed_runs
+from sae_outliers.analysis.aggregation import aggregate, read_inputs
+from sae_outliers.analysis.clock import fit_law, halves, predicted_steps, timed_runs
 from sae_outliers.analysis.config import AggregateConfig
+from tests.conftest import ROOT
 from tests.test_recovery import make_curve, store_run
 from tests.test_tables import make_record, trained
 
@@ -68,3 +69,15 @@ def test_the_tables_are_of_the_curves_on_disk(tmp_path: Path) -> None:
     assert law.loc["exponent of max|μ_i|"].tolist() == pytest.approx([1, 1])
     assert law.loc["median error"].tolist() == pytest.approx([1, 1])
     assert (tmp_path / "figures/bias_clock.png").is_file()
+
+
+def test_the_law_that_is_shipped_is_the_one_of_the_committed_runs() -> None:
+    by = ["lr", "n_features", "input_scale", "train_batch_size", "train_steps"]
+    inputs, _ = read_inputs(AggregateConfig(results_dir=str(ROOT / "results/recovery/clock"), by=by))
+    runs = timed_runs(inputs.trained.runs)
+    law, steps = fit_law(runs), predicted_steps(runs)
+    np.testing.assert_allclose(steps, law.steps(runs), rtol=0.05)
+    fitted, others = halves(runs)
+    off = np.exp(np.abs(np.log(fit_law(fitted).steps(others) / others["half_bias"])))
+    assert np.median(off) < 1.15
+    assert off.max() < 1.7
