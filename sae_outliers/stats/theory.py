@@ -58,7 +58,7 @@ BIAS_HALF_TIME = {
     "lr": -0.848,
     "gamma": 0.412,
     "batch_size": 0.0,
-    "n_features": 0.0,
+    "n_features": 0.0072,
 }
 
 
@@ -67,11 +67,11 @@ def bias_half_time(
 ) -> NDArray[np.float64]:
     """Return after how many steps of Adam b_dec, left to itself from 0, holds half of the mean.
 
-    An empirical law, ours: a product of powers, fitted to TopK SAEs of 128 to 2,048 features (k = 8) on synthetic
-    activations of width 64, batches of 256, γ from 1 to 5, learning rates of 3e-4 to 3e-3 without decay, and scales at
-    which max |μ_i - b_dec_i| is 0.4 to 4. On the runs that it was not fitted to it is off by a factor of 1.1 in the
-    median and 1.6 at most. Elsewhere it is an extrapolation. The number of features made no difference; of the batch
-    size nothing is known.
+    All arguments [...] -> [...]. An empirical law, ours: a product of powers, fitted to TopK SAEs of 128 to 2,048
+    features (k = 8) on synthetic activations of width 64, batches of 256, γ from 1 to 5, learning rates of 3e-4 to 3e-3
+    without decay, and scales at which max |μ_i - b_dec_i| is 0.4 to 4. On the runs that it was not fitted to it is off
+    by a factor of 1.1 in the median and 1.6 at most. Elsewhere it is an extrapolation. The number of features makes no
+    difference; of the batch size nothing is known.
 
     Args:
         offset_max: max |μ_i - b_dec_i| of what the SAE is given, in its units (the record's `offset_max`).
