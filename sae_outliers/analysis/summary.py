@@ -32,6 +32,7 @@ def summary(
     parts.append(f"{results_dir}/tables: {', '.join(frames)} (.csv, .md, .tex)")
     if drawn:
         parts.append(f"{results_dir}/figures: {', '.join(drawn)} (.png, .pdf)")
+    parts.append(f"{results_dir}/report.html: all of it on a page, to open in a browser")
     return "\n\n".join(parts)
 
 

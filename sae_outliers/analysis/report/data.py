@@ -1,0 +1,193 @@
+"""What the page holds of the records: a frame for each kind of mark, in the records' own names and numbers."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from sae_outliers.analysis.conditions import CONDITIONS, conditions_of
+from sae_outliers.analysis.figures.gamma_by_depth import spread
+from sae_outliers.analysis.figures.style import gamma_limits
+from sae_outliers.analysis.inputs import Inputs
+from sae_outliers.analysis.report.kit.encode import plain
+from sae_outliers.analysis.select import measured_once
+from sae_outliers.analysis.tables.models import natural_gammas
+from sae_outliers.analysis.tables.recovery import recovery_by_model
+from sae_outliers.stats import theory
+
+LAYER = (
+    *("model", "domain", "layer", "last_layer", "centering", "preprocessing", "n_eval", "n_features", "k"),
+    *("seed", "sae_seed", "d_model", "gamma", "gamma_raw", "gamma_sae_input", "effective_rank", "kurtosis_median"),
+    *("outlier_dims", "dead_pct_init_topk", "dead_pct_init_relu"),
+    *("theory_pct_topk", "theory_pct_topk_small_gamma", "theory_pct_relu", "git_commit"),
+)
+RUN = (
+    *("model", "layer", "planted_gamma", "gamma", "condition", "seed", "sae_seed", "tokens_trained"),
+    *("dead_pct_init_topk", "dead_pct_final_topk", "half_topk", "dead_pct_init_relu", "dead_pct_final_relu"),
+    *("half_relu", "fvu", "l0", "b_dec_distance", "mean_in_bias", "always_on", "run_id"),
+)
+FORMS = {"TopK": "closed form", "TopK small": "small-γ threshold", "ReLU": "closed form"}
+DEATHS = ("dead_pct_topk", "dead_pct_relu", "dead_pct_window")  # of curves.parquet, in the order of the page
+BIAS = ("mean_in_bias", "always_on", "dead_pct_relu")
+OF_BIAS = {
+    CONDITIONS["none", "off", b_dec].name: word for b_dec, word in {"": "learns", "frozen b_dec": "frozen"}.items()
+}
+MOST_POINTS = 500_000  # of all death curves together; more are thinned out, for the page's size
+MOST_LABELS = 24  # names beside the lines of γ by depth
+
+
+def layers(natural: pd.DataFrame) -> pd.DataFrame:
+    """Return a row per layer, and per setting where several are mixed, with centering=off."""
+    return _chosen(measured_once(natural[(natural["centering"] == "off") & natural["gamma"].notna()]), LAYER)
+
+
+def other_centerings(natural: pd.DataFrame) -> pd.DataFrame:
+    """Return what `layers` does not: the same under the other centerings."""
+    return _chosen(measured_once(natural[natural["centering"] != "off"]), LAYER)
+
+
+def _chosen(rows: pd.DataFrame, columns: tuple[str, ...]) -> pd.DataFrame:
+    """Return the columns that any row has something in."""
+    present = [name for name in columns if name in rows and rows[name].notna().any()]
+    chosen = rows[present].reset_index(drop=True)
+    return chosen.assign(outlier_dims=chosen["outlier_dims"].map(_dims)) if "outlier_dims" in chosen else chosen
+
+
+def _dims(dims: Any) -> str:
+    """Return [[412, 38.2], ...] as `412 (38.2), ...`."""
+    return ", ".join(f"{index:.0f} ({ratio:.1f})" for index, ratio in dims) if isinstance(dims, list) else ""
+
+
+def closed_forms(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the closed forms over γ at the sizes of the rows: `gamma`, `form`, `percent`, `sizes`, `death`."""
+    parts = []
+    gamma = np.geomspace(*gamma_limits(rows["gamma"]), 150)
+    for n_eval, n_features, k in rows[["n_eval", "n_features", "k"]].drop_duplicates().astype(int).to_numpy():
+        curves = {
+            "TopK": theory.dead_by_topk(gamma, n_eval, n_features, k),
+            "TopK small": theory.dead_by_topk_small_gamma(gamma, n_eval, n_features, k),
+            "ReLU": theory.dead_by_relu(gamma, n_eval),
+        }
+        of = f"{n_eval:,} tokens, {n_features:,} features, k = {k}"
+        for name, chance in curves.items():
+            part = {"gamma": gamma, "percent": 100 * chance, "form": FORMS[name], "death": name.split()[0], "sizes": of}
+            parts.append(pd.DataFrame(part))
+    return pd.concat(parts, ignore_index=True)
+
+
+def depths(natural: pd.DataFrame) -> pd.DataFrame:
+    """Return a row for each γ of each layer, with its relative `depth`."""
+    rows = natural_gammas(natural.dropna(subset="gamma"))
+    rows = rows.assign(depth=rows["layer"] / rows["last_layer"].clip(lower=1)).sort_values(["model", "depth"])
+    return _chosen(rows, ("model", "domain", "layer", "last_layer", "depth", "gamma", "n_eval", "seed"))
+
+
+def depth_labels(rows: pd.DataFrame, logarithmic: bool) -> pd.DataFrame:
+    """Return where each model's name stands: `depth` and `gamma` of its last point; `place`, a γ with room for it."""
+    ends = rows.groupby("model").last().reset_index().sort_values("gamma", ignore_index=True)
+    low, high = (np.log(limit) if logarithmic else limit for limit in gamma_limits(rows["gamma"]))
+    heights = (np.log(ends["gamma"]) if logarithmic else ends["gamma"]).to_numpy(float)
+    # as fractions of the height, where a line of text needs about a 22nd, between the ends of the axis
+    wanted, gap = (heights - low) / (high - low), 0.045
+    places = np.clip(spread(wanted, gap), 0, None)
+    places -= max(0.0, float(places.max()) - 1)
+    values = low + places * (high - low)
+    return ends.assign(place=np.exp(values) if logarithmic else values)[["model", "domain", "depth", "gamma", "place"]]
+
+
+def runs(trained: pd.DataFrame) -> pd.DataFrame:
+    """Return a row per trained run, in the order of `Trained.runs`."""
+    return _chosen(trained, RUN)
+
+
+def death_curves(trained: pd.DataFrame, curves: pd.DataFrame) -> dict[str, Any]:
+    """Return the death curves by the number of their run in `runs`, to 0.01 %.
+
+    `tokens`: the distinct lists of tokens; `curves`: [number of the run, number of its tokens, a list per one of
+    `measures`]; `thinned`: of how many points of a curve one is kept.
+    """
+    if curves.empty:
+        return {"measures": [], "tokens": [], "curves": [], "thinned": 1}
+    measures = [name for name in DEATHS if name in curves and curves[name].notna().any()]
+    every = -(-len(curves) // MOST_POINTS)
+    number = {run_dir: i for i, run_dir in enumerate(trained["run_dir"])}
+    tokens: dict[tuple[int, ...], int] = {}
+    found = []
+    for run_dir, curve in curves.groupby("run_dir", sort=False):
+        kept = _thinned(curve, every)
+        along = tokens.setdefault(tuple(kept["tokens"].astype(int)), len(tokens))
+        found.append([number[run_dir], along, *([plain(v) for v in kept[name].round(2)] for name in measures)])
+    return {"measures": measures, "tokens": [list(one) for one in tokens], "curves": found, "thinned": every}
+
+
+def _thinned(curve: pd.DataFrame, every: int) -> pd.DataFrame:
+    """Return one point of `every`, the first and the last among them."""
+    if every == 1:
+        return curve
+    keep = np.arange(len(curve)) % every == 0
+    keep[-1] = True
+    return curve[keep]
+
+
+def bias_curves(curves: pd.DataFrame) -> pd.DataFrame:
+    """Return how the bias takes the mean over in the uncentered TopK runs of planted γ without revival."""
+    if curves.empty or "mean_in_bias" not in curves:
+        return pd.DataFrame()
+    shown = curves["condition"].isin(OF_BIAS) & curves["planted_gamma"].notna() & curves["mean_in_bias"].notna()
+    rows = curves[shown]
+    run = rows["run_dir"].map({name: i for i, name in enumerate(rows["run_dir"].unique())})
+    rows = rows.assign(run=run, b_dec=rows["condition"].map(OF_BIAS), mean_in_bias=100 * rows["mean_in_bias"])
+    every = -(-len(rows) // (MOST_POINTS // 10)) or 1
+    if every > 1:
+        rows = pd.concat([_thinned(one, every) for _, one in rows.groupby("run", sort=False)])
+    return _chosen(rows, ("model", "layer", "planted_gamma", "b_dec", "run", "step", "tokens", *BIAS))
+
+
+def recovery_bars(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return `recovery` by model and condition: dead by TopK in percent, `init` and `end`; models by γ."""
+    by_model = recovery_by_model(frame)
+    by_model = by_model.sort_values("γ") if "γ" in by_model else by_model
+    rows = [
+        {
+            "model": row["model"],
+            "label": f"{row['model']} ({row['layers']}{gamma_of(row)})",
+            "condition": name,
+            "init": row.get(f"{name} init"),
+            "end": row.get(f"{name} end"),
+        }
+        for row in by_model.to_dict("records")
+        for name in conditions_of(by_model)
+        if not pd.isna(row.get(f"{name} init"))
+    ]
+    return pd.DataFrame(rows)
+
+
+def gamma_of(row: dict[Any, Any]) -> str:
+    return f", γ {row['γ']:.2g}" if "γ" in row else ""
+
+
+def planted_ends(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the table `planted` with a row per condition: `death` by TopK or ReLU in percent, `init` and `end`."""
+    rows = [
+        {
+            "model": row["model"],
+            "layer": row["layer"],
+            "source": f"{row['model']}, layer {row['layer']}",
+            "planted_gamma": row["planted γ"],
+            "condition": name,
+            "death": death,
+            "init": row.get(f"{name} {prefix}init"),
+            "end": row.get(f"{name} {prefix}end"),
+        }
+        for row in frame.to_dict("records")
+        for name in conditions_of(frame)
+        if not name.endswith(" ReLU")  # columns `<condition> ReLU init`
+        for death, prefix in {"TopK": "", "ReLU": "ReLU "}.items()
+        if not pd.isna(row.get(f"{name} {prefix}end"))
+    ]
+    return pd.DataFrame(rows)
+
+
+def has(inputs: Inputs, *columns: str) -> bool:
+    """Whether any natural record has something in any of the columns."""
+    return len(inputs.natural) > 0 and bool(inputs.natural[list(columns)].notna().any(axis=None))
