@@ -10,6 +10,7 @@ from matplotlib.colors import to_hex, to_rgb
 
 from sae_outliers.analysis.conditions import conditions_among
 from sae_outliers.analysis.figures.style import COLORMAP, COLORS, MARKERS, WIDE_RANGE, gamma_limits
+from sae_outliers.analysis.report.data import BREAK
 from sae_outliers.analysis.report.kit import INK, Plot, Reading, cursor_ring, tooltips
 
 GAMMA_TITLE = "γ = ‖μ‖ / ‖σ‖"
@@ -23,6 +24,7 @@ DASHES: dict[str, list[float]] = {
 }
 OTHER = "#8a8f98"  # of a domain that has no colour
 LIGHT_ENOUGH = 0.12  # 3:1 against a dark page, 6:1 against a white one
+MANY = 300  # points, from where they are small
 HEIGHT = 320
 PRESENT = alt.expr("present")  # the conditions in a panel of death curves, which its legend has
 
@@ -105,8 +107,9 @@ def most_of(*columns: pd.Series) -> float:
     return next((end for end in (1.0, 2.0, 5.0, 10.0, 20.0) if largest <= end), 100.0)
 
 
-def points(data: str) -> alt.Chart:
-    return alt.Chart(alt.NamedData(data)).mark_point(filled=True, size=65, opacity=0.75, cursor="pointer")
+def points(data: str, rows: pd.DataFrame) -> alt.Chart:
+    size, opacity = (65, 0.75) if len(rows) <= MANY else (35, 0.55)
+    return alt.Chart(alt.NamedData(data)).mark_point(filled=True, size=size, opacity=opacity, cursor="pointer")
 
 
 # --- layers ---------------------------------------------------------------------------------------------
@@ -117,7 +120,7 @@ def gamma_against_death(data: str, forms: str, rows: pd.DataFrame, death: str, r
     column = f"dead_pct_init_{death.lower()}"
     x = alt.X("gamma:Q", scale=gamma_scale(rows["gamma"]), title=GAMMA_TITLE, axis=alt.Axis(format="~g", tickCount=8))
     y = percent(column, f"dead by {death} at initialisation (%)", most_of(rows[column]))
-    marks = points(data).encode(
+    marks = points(data, rows).encode(
         x, y, domain_color(rows["domain"]), domain_shape(rows["domain"]), tooltip=tooltips(reading.says)
     )
     lines = alt.Chart(alt.NamedData(forms)).mark_line(stroke=INK, strokeWidth=1.5, clip=True)
@@ -132,7 +135,7 @@ def gamma_against_death(data: str, forms: str, rows: pd.DataFrame, death: str, r
         ),
         detail="sizes:N",
     )
-    return alt.layer(drawn, marks, cursor_ring(data, [x, y])).properties(height=HEIGHT)
+    return alt.layer(marks, drawn, cursor_ring(data, [x, y])).properties(height=HEIGHT)
 
 
 def closed_form_beside_measured(data: str, rows: pd.DataFrame, predicted: str, death: str, reading: Reading) -> Plot:
@@ -141,10 +144,11 @@ def closed_form_beside_measured(data: str, rows: pd.DataFrame, predicted: str, d
     most = most_of(rows[predicted], rows[measured])
     x = alt.X(f"{predicted}:Q", scale=alt.Scale(domain=[0, most]), title="closed form (%)")
     y = percent(measured, f"measured: dead by {death} (%)", most)
-    marks = points(data).encode(
+    marks = points(data, rows).encode(
         x, y, domain_color(rows["domain"]), domain_shape(rows["domain"]), tooltip=tooltips(reading.says)
     )
-    same = alt.Chart(alt.InlineData([{"a": 0, "b": 0}, {"a": most, "b": most}])).mark_line(stroke=INK, strokeWidth=1)
+    ends = [{"a": value, "b": value} for value in (0.0, most)]
+    same = alt.Chart(alt.InlineData(ends)).mark_line(stroke=INK, strokeWidth=1)
     return alt.layer(same.encode(alt.X("a:Q"), alt.Y("b:Q")), marks, cursor_ring(data, [x, y])).properties(
         height=HEIGHT
     )
@@ -165,11 +169,11 @@ def gamma_by_depth(data: str, labels: str | None, rows: pd.DataFrame, reading: R
         .mark_line(strokeWidth=1.6)
         .encode(x, alt.Y("mean(gamma):Q"), color, detail="model:N")
     )
-    marks = points(data).encode(x, y, color, domain_shape(rows["domain"]), tooltip=tooltips(reading.says))
+    marks = points(data, rows).encode(x, y, color, domain_shape(rows["domain"]), tooltip=tooltips(reading.says))
     layers = [lines, marks.mark_point(filled=True, size=30, opacity=1, cursor="pointer"), cursor_ring(data, [x, y])]
     if labels is not None:
-        names = alt.Chart(alt.NamedData(labels)).mark_text(align="left", dx=9, fontSize=11, clip=False)
-        layers.append(names.encode(x, alt.Y("place:Q"), color, text="model:N"))
+        names = alt.Chart(alt.NamedData(labels)).mark_text(align="left", dx=9, fontSize=11, color=INK)
+        layers.append(names.encode(x, alt.Y("place:Q"), text="model:N"))
         leaders = alt.Chart(alt.NamedData(labels)).mark_rule(strokeWidth=0.7, xOffset=2, x2Offset=8)
         layers.append(leaders.encode(x, alt.Y("gamma:Q"), color, x2="depth:Q", y2="place:Q"))
     return alt.layer(*layers).properties(height=420)
@@ -200,37 +204,26 @@ def death_curves(conditions: Iterable[str]) -> Plot:
 
 def recovery_bars(rows: pd.DataFrame) -> Plot:
     """Draw a solid bar for death after training and an outlined one for that at initialisation, by condition."""
-    names = list(conditions_among(rows["condition"]))
+    names, labels = list(conditions_among(rows["condition"])), list(dict.fromkeys(rows["label"]))
     told: Mapping[str, tuple[str, int | None]] = {
         "label": ("model", None),
         "condition": ("condition", None),
         "init": ("at initialisation (%)", 1),
         "end": ("after training (%)", 1),
     }
+    lines = alt.Axis(labelLimit=0, labelExpr=f"split(datum.label, '{BREAK}')", ticks=False)
     base = alt.Chart(alt.NamedData("recovery")).encode(
-        alt.Y(
-            "label:N",
-            sort=list(dict.fromkeys(rows["label"])),
-            title=None,
-            scale=alt.Scale(paddingInner=0.25),
-            axis=alt.Axis(labelLimit=0, orient="left", labelExpr="split(datum.label, ' (')", ticks=False),
-        ),
+        alt.Y("label:N", sort=labels, title=None, scale=alt.Scale(paddingInner=0.25), axis=lines),
         alt.YOffset("condition:N", sort=names),
+        condition_color(names),
         tooltip=tooltips(told),
     )
-    color = condition_color(names, symbolStrokeWidth=6)
-    init = base.mark_bar(fillOpacity=0.15, strokeWidth=1).encode(
-        alt.X("init:Q", scale=alt.Scale(domain=[0, 100]), title="dead by TopK (%)"),
-        color,
-        alt.Stroke("condition:N", legend=None, scale=color_scale(names)),
-    )
-    end = base.mark_bar(height={"band": 0.6}).encode(alt.X("end:Q"), color)
-    return alt.layer(init, end).properties(height={"step": 13})
-
-
-def color_scale(names: list[str]) -> alt.Scale:
-    known = conditions_among(names).values()
-    return alt.Scale(domain=[one.name for one in known], range=[readable(one.color) for one in known])
+    x = alt.X("init:Q", scale=alt.Scale(domain=[0, 100]), title="dead by TopK (%)", axis=alt.Axis(tickCount=5))
+    pale = base.mark_bar(opacity=0.15).encode(x)
+    outlined = base.mark_bar(filled=False, strokeWidth=1).encode(x)
+    solid = base.mark_bar().encode(alt.X("end:Q"))
+    height = 70 + len(labels) * max(36, 16 * len(names))
+    return alt.layer(pale, outlined, solid).properties(height=height)
 
 
 def planted(data: str, rows: pd.DataFrame) -> Plot:

@@ -9,6 +9,7 @@ from sae_outliers.analysis.conditions import CONDITIONS, conditions_of
 from sae_outliers.analysis.figures.gamma_by_depth import spread
 from sae_outliers.analysis.figures.style import gamma_limits
 from sae_outliers.analysis.inputs import Inputs
+from sae_outliers.analysis.report.captions import measured_on
 from sae_outliers.analysis.report.kit.encode import plain
 from sae_outliers.analysis.select import measured_once
 from sae_outliers.analysis.tables.models import natural_gammas
@@ -32,6 +33,7 @@ BIAS = ("mean_in_bias", "always_on", "dead_pct_relu")
 OF_BIAS = {
     CONDITIONS["none", "off", b_dec].name: word for b_dec, word in {"": "learns", "frozen b_dec": "frozen"}.items()
 }
+BREAK = " · "  # between the two lines of a label
 MOST_POINTS = 500_000  # of all death curves together; more are thinned out, for the page's size
 MOST_LABELS = 24  # names beside the lines of γ by depth
 
@@ -101,23 +103,42 @@ def runs(trained: pd.DataFrame) -> pd.DataFrame:
 
 
 def death_curves(trained: pd.DataFrame, curves: pd.DataFrame) -> dict[str, Any]:
-    """Return the death curves by the number of their run in `runs`, to 0.01 %.
+    """Return the death curves of each layer and planted γ, to 0.01 %.
 
-    `tokens`: the distinct lists of tokens; `curves`: [number of the run, number of its tokens, a list per one of
-    `measures`]; `thinned`: of how many points of a curve one is kept.
+    `tokens`: the distinct lists of tokens. `sources`, in the order of `trained`: `model`, `title`, `gamma`, `caption`,
+    and `curves`: [number of the run in `runs`, number of its tokens, a list for each of `measures`].
     """
     if curves.empty:
-        return {"measures": [], "tokens": [], "curves": [], "thinned": 1}
+        return {"measures": [], "tokens": [], "sources": []}
     measures = [name for name in DEATHS if name in curves and curves[name].notna().any()]
     every = -(-len(curves) // MOST_POINTS)
-    number = {run_dir: i for i, run_dir in enumerate(trained["run_dir"])}
+    of_run = {run_dir: _thinned(curve, every) for run_dir, curve in curves.groupby("run_dir", sort=False)}
     tokens: dict[tuple[int, ...], int] = {}
-    found = []
-    for run_dir, curve in curves.groupby("run_dir", sort=False):
-        kept = _thinned(curve, every)
-        along = tokens.setdefault(tuple(kept["tokens"].astype(int)), len(tokens))
-        found.append([number[run_dir], along, *([plain(v) for v in kept[name].round(2)] for name in measures)])
-    return {"measures": measures, "tokens": [list(one) for one in tokens], "curves": found, "thinned": every}
+    sources = []
+    for (model, layer, planted), group in trained.groupby(
+        ["model", "layer", "planted_gamma"], dropna=False, sort=False
+    ):
+        found = []
+        for number, run_dir in group["run_dir"].items():
+            if run_dir in of_run:
+                curve = of_run[run_dir]
+                along = tokens.setdefault(tuple(curve["tokens"].astype(int)), len(tokens))
+                found.append([number, along, *([plain(value) for value in curve[name].round(2)] for name in measures)])
+        if found:
+            sources.append(_source(model, layer, planted, group, every) | {"curves": found})
+    return {"measures": measures, "tokens": [list(one) for one in tokens], "sources": sources}
+
+
+def _source(model: Any, layer: Any, planted: Any, group: pd.DataFrame, every: int) -> dict[str, Any]:
+    gamma = float(group["gamma"].iloc[0] if pd.isna(planted) else planted)
+    kind = "γ" if pd.isna(planted) else "planted γ"
+    thinned = "" if every == 1 else f" One point of {every} is shown."
+    return {
+        "model": str(model),
+        "title": f"{model}, layer {layer}" + ("" if np.isnan(gamma) else f", {kind} {gamma:.2f}"),
+        "gamma": plain(gamma),
+        "caption": measured_on(group, trained=True) + thinned,
+    }
 
 
 def _thinned(curve: pd.DataFrame, every: int) -> pd.DataFrame:
@@ -150,7 +171,7 @@ def recovery_bars(frame: pd.DataFrame) -> pd.DataFrame:
     rows = [
         {
             "model": row["model"],
-            "label": f"{row['model']} ({row['layers']}{gamma_of(row)})",
+            "label": f"{row['model']}{BREAK}{row['layers']}{gamma_of(row)}",
             "condition": name,
             "init": row.get(f"{name} init"),
             "end": row.get(f"{name} end"),

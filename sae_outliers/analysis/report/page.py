@@ -52,7 +52,7 @@ def report(
     by_name = {table.name: table for table in tables}
     datasets = frames(inputs, by_name, published)
     curves = data.death_curves(inputs.trained.runs, inputs.trained.curves)
-    contents = Contents(inputs, by_name, datasets, published, bool(curves["curves"]), recipes(config), tuple(left_out))
+    contents = Contents(inputs, by_name, datasets, published, bool(curves["sources"]), recipes(config), tuple(left_out))
     return Page(
         TITLE,
         subtitle(inputs, published),

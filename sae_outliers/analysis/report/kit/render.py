@@ -1,5 +1,6 @@
 """From a Page to HTML."""
 
+import re
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from sae_outliers.analysis.report.kit.blocks import Block, Chart, Listing, Page
 from sae_outliers.analysis.report.kit.encode import encode, json_in_html, plain
@@ -28,6 +29,7 @@ def html_of(page: Page) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["prose"] = prose
     own = (page.templates / page.script).read_text("utf-8") if page.templates and page.script else ""
     return environment.get_template("page.html.jinja").render(
         page=page,
@@ -39,6 +41,11 @@ def html_of(page: Page) -> str:
         style=Markup((TEMPLATES / "page.css").read_text("utf-8")),
         scripts=[Markup(text) for text in (vega_script(), (TEMPLATES / "page.js").read_text("utf-8"), own) if text],
     )
+
+
+def prose(text: str) -> Markup:
+    """Return a text in which `words between backticks`, as notes of tables have them, are code."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
 def rows_of_blocks(blocks: Sequence[Block]) -> Iterator[tuple[str, list[Block]]]:

@@ -30,7 +30,8 @@ CONFIG: dict[str, Any] = {
     },
     "legend": {
         **{"labelColor": _now("ink"), "titleColor": _now("ink"), "orient": "bottom", "labelFontSize": 12},
-        **{"labelLimit": 0, "titleFontWeight": "normal", "columns": 3, "symbolType": "circle"},
+        **{"labelLimit": 0, "titleFontWeight": "normal", "columns": _now("columns"), "symbolType": "circle"},
+        "layout": {"bottom": {"anchor": "start", "direction": "vertical", "margin": 6}},
     },
     "title": {"color": _now("ink")},
 }
@@ -39,6 +40,7 @@ CONFIG: dict[str, Any] = {
 def themed(spec: dict[str, Any], with_cursor: bool) -> dict[str, Any]:
     """Return a Vega-Lite spec in the page's looks; `with_cursor`: that knows which row the keyboard is on."""
     params: list[dict[str, Any]] = [{"name": name, "value": color} for name, color in COLORS["light"].items()]
+    params.append({"name": "columns", "value": 3})  # of legends, as many as there is room for
     if with_cursor:
         params.append({"name": AT_ROW, "value": None})
     return {

@@ -84,27 +84,15 @@ if (find("card")) {
 // --- death curves of chosen layers
 
 if (find("curve-source")) {
-  const FIRST = 4; // panels to begin with
+  const FIRST = 3; // panels to begin with
   const NAMES = { dead_pct_topk: "dead by TopK", dead_pct_relu: "dead by ReLU", dead_pct_window: "not fired in the last window of tokens" };
-  const { measures, tokens, curves } = page.values.curves;
+  const { measures, tokens, sources } = page.values.curves;
   const runs = page.rows("runs");
-  const sources = new Map(); // title -> {model, gamma, curves}
-  const titles = new Map();
-  for (const curve of curves) {
-    const { model, layer, planted_gamma = null, gamma } = runs[curve[0]];
-    const key = JSON.stringify([model, layer, planted_gamma]);
-    if (!titles.has(key)) {
-      const title = `${model}, layer ${layer}, ${planted_gamma === null ? "" : "planted "}γ ${page.number(planted_gamma ?? gamma, 2)}`;
-      titles.set(key, title);
-      sources.set(title, { model, gamma: planted_gamma ?? gamma, curves: [] });
-    }
-    sources.get(titles.get(key)).curves.push(curve);
-  }
   const panels = find("curve-panels");
   let measure = measures[0];
 
-  function points(title) {
-    return sources.get(title).curves.flatMap(([number, along, ...values]) => {
+  function points({ curves }) {
+    return curves.flatMap(([number, along, ...values]) => {
       const { model, layer, planted_gamma, condition, seed, run_id } = runs[number];
       return tokens[along].map((at, i) => {
         const percents = Object.fromEntries(measures.map((name, j) => [name, values[j][i]]));
@@ -114,14 +102,16 @@ if (find("curve-source")) {
   }
 
   async function show(figure) {
-    const rows = points(figure.dataset.source);
+    const rows = points(sources[figure.dataset.source]);
     await page.draw(figure, { curve: rows }, { present: [...new Set(rows.map((row) => row.condition))] });
   }
 
-  async function add(title) {
-    if ([...panels.children].some((one) => one.dataset.source === title)) return;
+  async function add(number) {
+    if ([...panels.children].some((one) => Number(one.dataset.source) === number)) return;
+    const { title, caption } = sources[number];
     const figure = page.figure("death_curves", title);
-    figure.dataset.source = title;
+    figure.dataset.source = number;
+    figure.querySelector("figcaption").textContent = caption;
     const remove = page.element("button", { type: "button", "aria-label": `Remove ${title}` }, "Remove");
     remove.addEventListener("click", () => page.forget(figure));
     figure.querySelector(".buttons").append(remove);
@@ -129,10 +119,12 @@ if (find("curve-source")) {
     await show(figure);
   }
 
-  const groups = Map.groupBy ? Map.groupBy(sources.keys(), (title) => sources.get(title).model) : null;
-  const option = (title) => page.element("option", { value: title }, title);
-  if (groups) for (const [model, titles] of groups) find("curve-source").append(page.element("optgroup", { label: model }, ...titles.map(option)));
-  else find("curve-source").append(...[...sources.keys()].map(option));
+  const groups = new Map(); // model -> its part of the list
+  sources.forEach(({ model, title }, number) => {
+    if (!groups.has(model)) groups.set(model, page.element("optgroup", { label: model }));
+    groups.get(model).append(page.element("option", { value: number }, title));
+  });
+  find("curve-source").append(...groups.values());
 
   for (const name of measures) {
     const radio = page.element("input", { type: "radio", name: "measure", value: name, ...(name === measure ? { checked: "" } : {}) });
@@ -142,13 +134,13 @@ if (find("curve-source")) {
     });
     find("curve-measure").append(page.element("label", {}, radio, NAMES[name]));
   }
-  find("curve-add").addEventListener("click", () => add(find("curve-source").value));
+  find("curve-add").addEventListener("click", () => add(Number(find("curve-source").value)));
   find("curve-clear").addEventListener("click", () => [...panels.children].forEach(page.forget));
 
   page.drawn = page.drawn.then(async () => {
-    const byGamma = [...sources.keys()].sort((a, b) => sources.get(a).gamma - sources.get(b).gamma);
+    const byGamma = sources.map((_, number) => number).sort((a, b) => sources[a].gamma - sources[b].gamma);
     const last = byGamma.length - 1;
     const chosen = new Set(Array.from({ length: FIRST }, (_, i) => byGamma[Math.round((i * last) / (FIRST - 1))]));
-    for (const title of chosen) await add(title);
+    for (const number of chosen) await add(number);
   });
 }

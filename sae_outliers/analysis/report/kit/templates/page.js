@@ -57,6 +57,12 @@ const page = (() => {
     return view.runAsync();
   }
 
+  // a legend's entry needs about 200 pixels
+  const fit = (view, plot) => view.signal("columns", Math.max(1, Math.floor(plot.clientWidth / 200)));
+  addEventListener("resize", () => {
+    for (const [figure, { view }] of views) fit(view, figure.querySelector(".plot")).runAsync();
+  });
+
   const repaint = (look) => Promise.all([...views.values()].map(({ view }) => paint(view, look)));
   const look = () => (dark.matches ? "dark" : "light");
   dark.addEventListener("change", () => repaint(look())); // printing is such a change too
@@ -76,7 +82,7 @@ const page = (() => {
     for (const param of spec.params) if (param.name in params) param.value = params[param.name];
     const { view } = await vegaEmbed(plot, spec, { renderer: "svg", actions: false, mode: "vega-lite" });
     views.set(figure, { view, chart, name, given, at: -1 });
-    await paint(view, look());
+    await paint(fit(view, plot), look());
     plot.querySelector("svg").setAttribute("aria-hidden", "true"); // the plot itself says what it shows
     view.addEventListener("click", (_, item) => {
       const row = item?.datum;
