@@ -64,7 +64,8 @@ def closed_forms(rows: pd.DataFrame) -> pd.DataFrame:
     """Return the closed forms over γ at the sizes of the rows: `gamma`, `form`, `percent`, `sizes`, `death`."""
     parts = []
     gamma = np.geomspace(*gamma_limits(rows["gamma"]), 150)
-    for n_eval, n_features, k in rows[["n_eval", "n_features", "k"]].drop_duplicates().astype(int).to_numpy():
+    sizes = rows.reindex(columns=["n_eval", "n_features", "k"]).dropna().drop_duplicates()  # which old records lack
+    for n_eval, n_features, k in sizes.astype(int).to_numpy():
         curves = {
             "TopK": theory.dead_by_topk(gamma, n_eval, n_features, k),
             "TopK small": theory.dead_by_topk_small_gamma(gamma, n_eval, n_features, k),
@@ -74,7 +75,7 @@ def closed_forms(rows: pd.DataFrame) -> pd.DataFrame:
         for name, chance in curves.items():
             part = {"gamma": gamma, "percent": 100 * chance, "form": FORMS[name], "death": name.split()[0], "sizes": of}
             parts.append(pd.DataFrame(part))
-    return pd.concat(parts, ignore_index=True)
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
 
 def depths(natural: pd.DataFrame) -> pd.DataFrame:
