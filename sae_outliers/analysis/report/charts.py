@@ -253,18 +253,18 @@ def planted(data: str, rows: pd.DataFrame) -> Plot:
 
 
 def bias_over_steps(data: str, rows: pd.DataFrame, column: str, title: str) -> Plot:
-    """Draw a column of the curves over training steps, a line per run, γ as colour, dotted where b_dec is frozen."""
+    """Draw a column of the curves over training tokens, a line per run, γ as colour, dotted where b_dec is frozen."""
     gammas = sorted(rows["planted_gamma"].unique())
     colors = [readable(to_hex(COLORMAP(0.2 + 0.6 * i / max(1, len(gammas) - 1)))) for i in range(len(gammas))]
     told: Mapping[str, tuple[str, int | None]] = {
         **WHO,
         "planted_gamma": ("planted γ", 2),
         "b_dec": ("b_dec", None),
-        "step": ("step", 0),
+        "tokens": ("tokens", 0),
         column: (title, 1),
     }
     base = alt.Chart(alt.NamedData(data)).encode(
-        alt.X("step:Q", title="training steps", axis=alt.Axis(format="~s", tickCount=5)),
+        alt.X("tokens:Q", title="training tokens", axis=alt.Axis(format="~s", tickCount=5)),
         alt.Y(f"{column}:Q", title=title),
         alt.Color(
             "planted_gamma:O",

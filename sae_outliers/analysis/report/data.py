@@ -162,7 +162,7 @@ def bias_curves(curves: pd.DataFrame) -> pd.DataFrame:
     every = -(-len(rows) // (MOST_POINTS // 10)) or 1
     if every > 1:
         rows = pd.concat([_thinned(one, every) for _, one in rows.groupby("run", sort=False)])
-    return _chosen(rows, ("model", "layer", "planted_gamma", "b_dec", "run", "step", "tokens", *BIAS))
+    return _chosen(rows, ("model", "layer", "planted_gamma", "b_dec", "run", "tokens", *BIAS))
 
 
 def recovery_bars(frame: pd.DataFrame) -> pd.DataFrame:

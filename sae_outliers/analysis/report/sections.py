@@ -213,7 +213,7 @@ def bias(contents: Contents, trained: pd.DataFrame) -> Iterator[Block]:
             yield Chart(
                 f"bias_{column}",
                 title,
-                f"Lines of {title} over training steps at {rows['planted_gamma'].nunique()} planted γ.",
+                f"Lines of {title} over training tokens at {rows['planted_gamma'].nunique()} planted γ.",
                 "How the bias takes the mean over: TopK SAEs without centering, b_dec learning or frozen. "
                 f"{measured_on(of, trained=True)}",
                 charts.bias_over_steps("bias", rows, column, title),

@@ -119,10 +119,11 @@ const page = (() => {
     return [...kept(given[chart.data], chart)].sort(compare);
   }
 
-  const number = (value, decimals) =>
-    typeof value === "number" && decimals !== null
-      ? value.toLocaleString("en-US", { minimumFractionDigits: decimals, maximumFractionDigits: decimals })
-      : String(value ?? "–");
+  function number(value, decimals) {
+    if (typeof value !== "number" || decimals === null) return String(value ?? "–");
+    const digits = { minimumFractionDigits: decimals, maximumFractionDigits: decimals };
+    return value.toLocaleString("en-US", { ...digits, roundingMode: "halfEven" }); // as the tables are rounded
+  }
 
   const described = (row, says) => says.map(([column, title, decimals]) => `${title} ${number(row[column], decimals)}`).join(", ");
 
