@@ -21,9 +21,10 @@ from sae_outliers.analysis.report.kit.encode import encode, json_in_html, plain
 from sae_outliers.analysis.report.page import recipes
 from sae_outliers.results.layout import run_dir
 from sae_outliers.results.record import read_records, write_row
-from tests.conftest import CONF
+from tests.conftest import CONF, ROOT
 from tests.report_page import ReadPage
 from tests.test_aggregate import handful, planted, store, write_reference, write_trained_reference
+from tests.test_readme import blocks, printed_by
 from tests.test_tables import frame, make_record, trained
 
 HOSTILE = '<img src=x onerror="window.hacked=1"></script><b>&'  # a model's name
@@ -236,6 +237,11 @@ def test_records_without_later_columns_make_a_page(tmp_path: Path) -> None:
     assert {"coverage", "depth", "models"} <= set(headings(page))
     assert "gamma_vs_topk" in page.data["charts"]
     assert "gamma_vs_relu" not in page.data["charts"]
+
+
+def test_the_kit_makes_the_page_that_its_documentation_shows() -> None:
+    (example,) = blocks(ROOT / "docs/report.md", "python")
+    assert printed_by(example) == "1 figure, 1 table\n"
 
 
 # --- parts ----------------------------------------------------------------------------------------------

@@ -4,12 +4,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from sae_outliers.analysis.conditions import CONDITIONS, conditions_of
 from sae_outliers.analysis.figures.gamma_by_depth import spread
 from sae_outliers.analysis.figures.style import gamma_limits
 from sae_outliers.analysis.inputs import Inputs
-from sae_outliers.analysis.report.captions import measured_on
+from sae_outliers.analysis.report.captions import SETTINGS, measured_on
 from sae_outliers.analysis.report.kit.encode import plain
 from sae_outliers.analysis.select import measured_once
 from sae_outliers.analysis.tables.models import natural_gammas
@@ -27,6 +28,7 @@ RUN = (
     *("dead_pct_init_topk", "dead_pct_final_topk", "half_topk", "dead_pct_init_relu", "dead_pct_final_relu"),
     *("half_relu", "fvu", "l0", "b_dec_distance", "mean_in_bias", "always_on", "run_id"),
 )
+CAPTION = ("model", "layer", *SETTINGS)  # what `measured_on` needs
 FORMS = {"TopK": "closed form", "TopK small": "small-γ threshold", "ReLU": "closed form"}
 DEATHS = ("dead_pct_topk", "dead_pct_relu", "dead_pct_window")  # of curves.parquet, in the order of the page
 BIAS = ("mean_in_bias", "always_on", "dead_pct_relu")
@@ -113,21 +115,46 @@ def death_curves(trained: pd.DataFrame, curves: pd.DataFrame) -> dict[str, Any]:
         return {"measures": [], "tokens": [], "sources": []}
     measures = [name for name in DEATHS if name in curves and curves[name].notna().any()]
     every = -(-len(curves) // MOST_POINTS)
-    of_run = {run_dir: _thinned(curve, every) for run_dir, curve in curves.groupby("run_dir", sort=False)}
+    curves = curves[_kept(curves["run_dir"], every)]
+    where = _slices(curves["run_dir"])
+    percents = [_rounded(curves[name]) for name in measures]
+    of_run = {run_dir: [values[at] for values in percents] for run_dir, at in where.items()}
+    along = curves["tokens"].astype(int).tolist()
     tokens: dict[tuple[int, ...], int] = {}
     sources = []
-    for (model, layer, planted), group in trained.groupby(
+    of_group = trained[[name for name in (*CAPTION, "run_dir", "planted_gamma", "gamma") if name in trained]]
+    for (model, layer, planted), group in of_group.groupby(
         ["model", "layer", "planted_gamma"], dropna=False, sort=False
     ):
-        found = []
-        for number, run_dir in group["run_dir"].items():
-            if run_dir in of_run:
-                curve = of_run[run_dir]
-                along = tokens.setdefault(tuple(curve["tokens"].astype(int)), len(tokens))
-                found.append([number, along, *([plain(value) for value in curve[name].round(2)] for name in measures)])
-        if found:
+        known = {number: run_dir for number, run_dir in group["run_dir"].items() if run_dir in of_run}
+        if known:
+            found = [
+                [number, tokens.setdefault(tuple(along[where[run_dir]]), len(tokens)), *of_run[run_dir]]
+                for number, run_dir in known.items()
+            ]
             sources.append(_source(model, layer, planted, group, every) | {"curves": found})
     return {"measures": measures, "tokens": [list(one) for one in tokens], "sources": sources}
+
+
+def _kept(run: pd.Series, every: int) -> NDArray[np.bool_]:
+    """Tell which points stay: of each run, whose points follow one another, one of `every`, its first and its last."""
+    names = run.to_numpy()
+    first = np.r_[True, names[1:] != names[:-1]]
+    place = np.arange(len(names)) - np.maximum.accumulate(np.where(first, np.arange(len(names)), 0))
+    kept: NDArray[np.bool_] = (place % every == 0) | np.r_[first[1:], True]
+    return kept
+
+
+def _slices(run: pd.Series) -> dict[str, slice]:
+    """Return where each run's points are."""
+    names = run.to_numpy()
+    starts = np.flatnonzero(np.r_[True, names[1:] != names[:-1]])
+    return {names[start]: slice(start, end) for start, end in zip(starts, [*starts[1:], len(names)], strict=True)}
+
+
+def _rounded(percent: pd.Series) -> list[float | None]:
+    values = percent.to_numpy(float).round(2)
+    return [None if value != value else int(value) if value.is_integer() else value for value in values.tolist()]
 
 
 def _source(model: Any, layer: Any, planted: Any, group: pd.DataFrame, every: int) -> dict[str, Any]:
@@ -159,9 +186,8 @@ def bias_curves(curves: pd.DataFrame) -> pd.DataFrame:
     rows = curves[shown]
     run = rows["run_dir"].map({name: i for i, name in enumerate(rows["run_dir"].unique())})
     rows = rows.assign(run=run, b_dec=rows["condition"].map(OF_BIAS), mean_in_bias=100 * rows["mean_in_bias"])
-    every = -(-len(rows) // (MOST_POINTS // 10)) or 1
-    if every > 1:
-        rows = pd.concat([_thinned(one, every) for _, one in rows.groupby("run", sort=False)])
+    if len(rows):
+        rows = rows[_kept(rows["run"], -(-len(rows) // (MOST_POINTS // 10)))]
     return _chosen(rows, ("model", "layer", "planted_gamma", "b_dec", "run", "tokens", *BIAS))
 
 

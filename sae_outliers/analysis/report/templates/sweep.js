@@ -49,12 +49,12 @@ if (find("card")) {
 
   function fill(row) {
     layer = row;
-    const first = page.rows("layers").find((one) => same(one, row)) ?? row;
+    const first = row.centering ? row : (page.rows("layers").find((one) => same(one, row)) ?? row); // or of γ by depth
     const measured = [...rowsOf("layers"), ...rowsOf("others")].filter((one) => same(one, row));
     const runs = rowsOf("runs").filter((one) => same(one, row) && (one.planted_gamma ?? null) === null);
     find("card-title").textContent = `${row.model}, layer ${row.layer} of ${first.last_layer}`;
     const facts = known(severity, [first]).map(([column, title, decimals]) =>
-      page.element("div", {}, page.element("dt", {}, title), page.element("dd", { "data-column": column }, shown(first[column], decimals))),
+      page.element("div", { class: decimals === null ? "long" : "" }, page.element("dt", {}, title), page.element("dd", { "data-column": column }, shown(first[column], decimals))),
     );
     find("card-body").replaceChildren(
       page.element("dl", {}, ...facts),

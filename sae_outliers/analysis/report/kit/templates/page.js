@@ -58,9 +58,9 @@ const page = (() => {
   }
 
   // a legend's entry needs about 200 pixels
-  const fit = (view, plot) => view.signal("columns", Math.max(1, Math.floor(plot.clientWidth / 200)));
+  const columns = (plot) => Math.max(1, Math.floor(plot.clientWidth / 200));
   addEventListener("resize", () => {
-    for (const [figure, { view }] of views) fit(view, figure.querySelector(".plot")).runAsync();
+    for (const [figure, { view }] of views) view.signal("columns", columns(figure.querySelector(".plot"))).resize().runAsync();
   });
 
   const repaint = (look) => Promise.all([...views.values()].map(({ view }) => paint(view, look)));
@@ -79,10 +79,11 @@ const page = (() => {
     views.get(figure)?.view.finalize();
     const plot = figure.querySelector(".plot");
     const spec = { ...structuredClone(chart.spec), datasets: { ...inline, ...shown } };
-    for (const param of spec.params) if (param.name in params) param.value = params[param.name];
+    const values = { ...data.colors[look()], columns: columns(plot), ...params };
+    for (const param of spec.params) if (param.name in values) param.value = values[param.name];
     const { view } = await vegaEmbed(plot, spec, { renderer: "svg", actions: false, mode: "vega-lite" });
     views.set(figure, { view, chart, name, given, at: -1 });
-    await paint(fit(view, plot), look());
+    await view.runAsync();
     plot.querySelector("svg").setAttribute("aria-hidden", "true"); // the plot itself says what it shows
     view.addEventListener("click", (_, item) => {
       const row = item?.datum;
