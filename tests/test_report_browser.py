@@ -322,5 +322,9 @@ def test_a_full_sweep_of_every_model(open_tab: Open, tmp_path: Path) -> None:
     rows = ReadPage(tmp_path / "report.html").rows("layers")
     assert tab.points("gamma_vs_topk").count() == len(rows) == 37 * 3
     assert (tmp_path / "report.html").stat().st_size < 6e6
+    tab.plot("gamma_vs_topk").scroll_into_view_if_needed()
+    lowest = max((one.bounding_box() for one in tab.points("gamma_vs_topk").all()), key=lambda box: box["y"])
+    tab.page.mouse.move(lowest["x"] + lowest["width"] / 2, lowest["y"] + lowest["height"] / 2)
+    tab.page.locator("#vg-tooltip-element.visible").wait_for()  # though the closed form lies over it
     bars = tab.plot("recovery_by_condition").locator(".mark-rect.role-mark path")
     assert bars.count() == 3 * 19 * 4
