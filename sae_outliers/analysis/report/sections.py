@@ -101,7 +101,7 @@ def against_death(points: str, forms: str, rows: pd.DataFrame, prefix: str, open
             worst = rows.iloc[rows[column].argmax()]
             yield Chart(
                 f"{prefix}gamma_vs_{death.lower()}",
-                f"γ against dead by {death}",
+                f"{'Published: ' if prefix else ''}γ against dead by {death}",
                 f"Scatter plot of {len(rows)} layers: γ from {rows['gamma'].min():.2f} to {rows['gamma'].max():.2f}, "
                 f"features dead by {death} up to {worst[column]:.1f} % (layer {worst['layer']} of {worst['model']}).",
                 f"A point per layer, centering=off, under the closed forms at these sizes. {measured_on(rows)}",
@@ -186,21 +186,20 @@ def recovery(contents: Contents) -> Iterator[Block]:
 
 
 def planted(contents: Contents, trained: pd.DataFrame) -> Iterator[Block]:
-    rows = contents.frame("planted")
-    if len(rows):
-        for number, ((source, death), mine) in enumerate(rows.groupby(["source", "death"], sort=False)):
-            model, layer = mine.iloc[0][["model", "layer"]]
+    for name, rows in contents.frames.items():
+        if name.startswith("planted_"):
+            model, layer, death = rows.iloc[0][["model", "layer", "death"]]
             of = trained[(trained["model"] == model) & (trained["layer"] == layer) & trained["planted_gamma"].notna()]
             yield Chart(
-                f"planted_{number}",
-                f"{source}: dead by {death} after training",
-                f"Lines of dead by {death} over planted γ, for {mine['condition'].nunique()} conditions.",
-                f"The mean was rescaled so that γ is as planted. Dotted: at initialisation, without centering. "
+                name,
+                f"{model}, layer {layer}: dead by {death} after training",
+                f"Lines of dead by {death} over planted γ, for {rows['condition'].nunique()} conditions.",
+                "The mean was rescaled so that γ is as planted. Dotted: at initialisation, without centering. "
                 f"{measured_on(of, trained=True)}",
-                charts.planted(f"planted_{number}", mine),
-                f"planted_{number}",
+                charts.planted(name, rows),
+                name,
             )
-        yield from contents.listing("planted", "Recovery by planted γ")
+    yield from contents.listing("planted", "Recovery by planted γ")
 
 
 def bias(contents: Contents, trained: pd.DataFrame) -> Iterator[Block]:

@@ -5,8 +5,8 @@ from typing import Any
 
 import altair as alt
 
-# The page sets these as it is read in the light, in the dark or on paper.
-INK, FAINT, LINE, PAPER = (alt.expr(name) for name in ("ink", "faint", "line", "paper"))
+# The page sets this parameter, and the others of COLORS, as it is read in the light, in the dark or on paper.
+INK = alt.expr("ink")
 COLORS = {
     "light": {"ink": "#1c2330", "faint": "#5b6473", "line": "#e3e6ea", "paper": "#ffffff"},
     "dark": {"ink": "#e8ebf0", "faint": "#a3adbb", "line": "#303845", "paper": "#171b22"},
