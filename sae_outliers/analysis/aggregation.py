@@ -1,4 +1,4 @@
-"""From the records below a folder to tables, figures and a summary."""
+"""From the records below a folder to tables, figures, a page and a summary."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from sae_outliers.analysis.config import AggregateConfig
 from sae_outliers.analysis.inputs import Inputs, complete, layers_listed_in
-from sae_outliers.analysis.make import left_out, make_figures, make_tables, measured_columns, replaced
+from sae_outliers.analysis.make import REPORT, left_out, make_figures, make_tables, measured_columns, replaced
 from sae_outliers.analysis.reference import PUBLISHED_NOTE, read_reference, read_trained_reference, reference_tables
 from sae_outliers.analysis.select import Mix, check_mixed, mixed_note, select, with_settings
 from sae_outliers.analysis.summary import summary
@@ -18,7 +18,7 @@ from sae_outliers.results.record import read_records
 
 
 def aggregate(config: AggregateConfig) -> str:
-    """Write the tables and figures; return the summary.
+    """Write the tables, the figures and the page; return the summary.
 
     Raises:
         ValueError: there is nothing to aggregate, or something that must not be, or no place to write it to.
@@ -31,17 +31,22 @@ def aggregate(config: AggregateConfig) -> str:
     if not tables:
         raise ValueError(f"There is nothing to aggregate. Left out: {'; '.join(left_out(inputs))}")
     figures = dict(all_figures(inputs, published))
+    page = None if inputs.by else into / REPORT  # its charts would pool what was told apart
+    from sae_outliers.analysis.report.page import write_report  # loads Altair, for which an error need not wait
+
     try:
         with replaced(into) as folder:
             for table in tables:
                 write_table(table, folder / "tables")
             for name, figure in figures.items():
                 write_figure(figure, name, folder / "figures")
+            if page:
+                write_report(folder / REPORT, config, inputs, tables, published, mixed, left_out(inputs))
     except OSError as error:
         raise ValueError(
             f"The tables cannot be written to {into} ({error}): make room or name another folder by into="
         ) from error
-    return summary(tables, list(figures), mixed, left_out(inputs), into)
+    return summary(tables, list(figures), mixed, left_out(inputs), into, page)
 
 
 def read_inputs(config: AggregateConfig) -> tuple[Inputs, list[Mix]]:

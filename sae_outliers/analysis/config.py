@@ -8,7 +8,7 @@ from hydra.core.config_store import ConfigStore
 @dataclass
 class AggregateConfig:
     results_dir: str = "results"
-    into: str | None = None  # the folder for tables/ and figures/; null: results_dir
+    into: str | None = None  # the folder for tables/, figures/ and report.html; null: results_dir
     where: str | None = None  # aggregate only the records for which this condition on their columns holds
     allow_mixed: bool = False  # put records with different settings into one table
     # settings by which runs are told apart; seeds then are repetitions. Only what tells them apart is made

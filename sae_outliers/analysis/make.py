@@ -13,6 +13,7 @@ from sae_outliers.analysis.tables import TABLES
 from sae_outliers.analysis.write import FIGURE_KINDS, TABLE_KINDS, Table
 from sae_outliers.utils.registry import Registry
 
+REPORT = "report.html"
 PREFIXES = ("", "reference_")  # of what is made of our records, and of published ones
 
 
@@ -52,7 +53,8 @@ def left_out(inputs: Inputs) -> list[str]:
 
 @contextmanager
 def replaced(results_dir: Path) -> Iterator[Path]:
-    """Yield a folder to write tables/ and figures/ into. When the block ends without an error, they go to results_dir.
+    """Yield a folder to write tables/, figures/ and REPORT into. When the block ends without an error, they go to
+    results_dir.
 
     What an earlier call wrote there, of other records, is deleted after that; where the block fails, it stays.
     """
@@ -60,7 +62,7 @@ def replaced(results_dir: Path) -> Iterator[Path]:
     with TemporaryDirectory(prefix=".aggregate.", suffix=".tmp", dir=results_dir) as folder:
         written = Path(folder)
         yield written
-        names = {path.relative_to(written) for path in written.glob("*/*")}
+        names = {path.relative_to(written) for path in written.rglob("*") if path.is_file()}
         for name in sorted(names):
             (results_dir / name).parent.mkdir(exist_ok=True)
             (written / name).replace(results_dir / name)
@@ -75,3 +77,5 @@ def remove_stale(results_dir: Path, keep: Collection[Path] = ()) -> None:
                 written = Path(folder) / f"{name}.{kind}"
                 if written not in keep:
                     (results_dir / written).unlink(missing_ok=True)
+    if Path(REPORT) not in keep:
+        (results_dir / REPORT).unlink(missing_ok=True)

@@ -13,7 +13,12 @@ from sae_outliers.analysis.write import Table, format_for_display
 
 
 def summary(
-    made: Sequence[Table], drawn: Sequence[str], mixed: Sequence[Mix], left_out: Sequence[str], results_dir: Path
+    made: Sequence[Table],
+    drawn: Sequence[str],
+    mixed: Sequence[Mix],
+    left_out: Sequence[str],
+    results_dir: Path,
+    page: Path | None,
 ) -> str:
     frames = {table.name: table.frame for table in made}
     parts = []
@@ -32,6 +37,8 @@ def summary(
     parts.append(f"{results_dir}/tables: {', '.join(frames)} (.csv, .md, .tex)")
     if drawn:
         parts.append(f"{results_dir}/figures: {', '.join(drawn)} (.png, .pdf)")
+    if page:
+        parts.append(f"{page}: all of it on a page, to open in a browser")
     return "\n\n".join(parts)
 
 

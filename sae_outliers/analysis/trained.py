@@ -127,7 +127,7 @@ def with_half_times(runs: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
 
 
 def _steps_to_half_of_the_mean(curves: pd.DataFrame, points: Mapping[Any, Any]) -> dict[str, float]:
-    if "mean_in_bias" not in curves:
+    if not {"step", "mean_in_bias"} <= set(curves):
         return {}
     curve = curves[["step", "mean_in_bias"]].to_numpy(float)
     began_without = (run for run in points.items() if abs(curve[run[1][0], 1]) < 0.01)
