@@ -1,12 +1,12 @@
 """A trained SAE as a file of whatever library gives it: in our terms, with what its config does to tokens before."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from sae_outliers.sae.base import SparseAutoencoder
-from sae_outliers.stats.moments import Moments
 from sae_outliers.stats.transforms import PREPROCESSINGS, Affine, Preprocessing
 
 EPS = 1e-5  # SAELens's, in its layer_norm
@@ -56,15 +56,15 @@ class LoadedSae:
     by_expected_norm: bool = False
     notes: tuple[str, ...] = field(default=())
 
-    def scale_for(self, m: Moments) -> Affine:
-        """Return the map from preprocessed tokens of these moments to what the SAE is given."""
+    def input_map(self, tokens: Iterable[Tensor]) -> Affine:
+        """Return the map from preprocessed tokens, here in chunks [tokens, d_model], to what the SAE is given."""
         if self.centering is not None:
             return self.centering
         zero = torch.zeros_like(self.sae.b_dec.detach())
         if not self.by_expected_norm:
             return Affine(zero)
-        # by the root mean square, for E‖x‖ itself is not among the moments; they differ by the spread of the norms
-        return Affine(zero, scale=(len(m.mean) / m.square_norm).sqrt().to(zero))
+        norms = torch.cat([x.norm(dim=1) for x in tokens])
+        return Affine(zero, scale=len(zero) ** 0.5 / norms.mean())
 
     def to(self, device: torch.device) -> "LoadedSae":
         centering = None if self.centering is None else self.centering.to(device)

@@ -5,14 +5,18 @@ from dataclasses import dataclass, field
 from html import escape
 
 import pandas as pd
+import torch
 from tabulate import tabulate
 
 from sae_outliers.diagnosis.centering import Centering
 from sae_outliers.diagnosis.condition import Condition
+from sae_outliers.diagnosis.recentre import recentred
 from sae_outliers.diagnosis.recipes import recipe
 from sae_outliers.diagnosis.severity import Severity
 from sae_outliers.diagnosis.trained import TrainedSae
 from sae_outliers.diagnosis.verdict import Verdict
+from sae_outliers.results.features import Fate
+from sae_outliers.sae.base import SparseAutoencoder
 
 # features that more tokens would show alive are mentioned from this percent of all, and this share of the dead, on
 UNSEEN_PCT, UNSEEN_SHARE = 1.0, 0.2
@@ -104,6 +108,24 @@ class Diagnosis:
                 f"whitening are too good; take {10 * self.d_model:,} tokens or more"
             )
         return notes
+
+    def recentred(self) -> SparseAutoencoder:
+        """Return a copy of the trained SAE to fine-tune, whose dead features read centred tokens.
+
+        Nothing else changes: the living features compute what they did, from the same input.
+
+        Raises:
+            ValueError: no SAE was diagnosed, or whitening is recommended, which cannot be given to some features only.
+        """
+        centering = self.recommended.centering
+        if self.trained is None:
+            raise ValueError("no SAE was diagnosed: give it as sae=")
+        if centering.linear is not None:
+            raise ValueError("whitening changes what living features read: train an SAE on whitened tokens instead")
+        dead = torch.from_numpy(self.trained.features["fate"].to_numpy() != Fate.ALIVE).to(
+            centering.affine.shift.device
+        )
+        return recentred(self.trained.sae, dead, self.trained.input_map.apply(centering.affine.shift))
 
     def _lines(self) -> list[str]:
         s = self.severity

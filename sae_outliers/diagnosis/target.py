@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sae_outliers.data.array_files import supported
-from sae_outliers.data.layered import LAYER, NUMBERED
-from sae_outliers.paths import config_folders
+from sae_outliers.data.layered import LAYER, NUMBERED, layer_paths
+from sae_outliers.paths import CONF_OWN, config_folders
 
 TIMM = "timm:"
 
@@ -25,7 +25,7 @@ def overrides_of(targets: Sequence[str]) -> list[str]:
     if len(targets) > 1:
         return _dump(_together([Path(target).expanduser() for target in targets]))
     (target,) = targets
-    if any((folder / "model" / f"{target}.yaml").is_file() for folder in config_folders()):
+    if any((folder / "model" / f"{target}.yaml").is_file() for folder in config_folders() if folder != CONF_OWN):
         return [f"model={target}"]
     if target.startswith(TIMM):
         return ["model=timm", f"name={_quoted(target.removeprefix(TIMM))}"]
@@ -38,7 +38,9 @@ def overrides_of(targets: Sequence[str]) -> list[str]:
 
 
 def _dump(path: str) -> list[str]:
-    return ["model=dump", f"path={_quoted(path)}"]
+    """Layers are numbered from wherever the names of the files begin."""
+    first = [f"model.first_layer={min(layer_paths(path))}"] if LAYER in path else []
+    return ["model=dump", f"path={_quoted(path)}", *first]
 
 
 def _together(paths: Sequence[Path]) -> str:

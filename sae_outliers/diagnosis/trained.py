@@ -1,7 +1,7 @@
 """A trained SAE on the tokens that it was made for: the fate of each feature, who holds the mean, and what to do."""
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 import numpy as np
@@ -59,6 +59,7 @@ class TrainedSae:
         gamma: γ of what the encoder multiplies, after b_dec.
         fvu, l0: Σ‖x - x̂‖² / Σ‖x - μ‖², and active features per token.
         advice: what to do.
+        sae, input_map: the SAE in our terms, and the map from preprocessed tokens to what it is given.
     """
 
     source: str
@@ -74,6 +75,8 @@ class TrainedSae:
     fvu: float
     l0: float
     advice: Advice
+    sae: SparseAutoencoder = field(repr=False)
+    input_map: Affine = field(repr=False)
 
     def row(self) -> dict[str, object]:
         """Return its columns in a model's table."""
@@ -98,7 +101,7 @@ def diagnose_trained(
 
     `m` are their moments, and `verdict` that of their layer.
     """
-    sae, scale = loaded.sae, loaded.scale_for(m)
+    sae, scale = loaded.sae, loaded.input_map(read())
     now = evaluate(sae, scale, read(), m.variance.sum().item())
     bias_vector = scale.undo(sae.b_dec.detach())
     bias = bias_against(m.mean, bias_vector, now.mean_x_hat)
@@ -130,6 +133,8 @@ def diagnose_trained(
         fvu=now.fvu,
         l0=now.l0,
         advice=advise(verdict, dead, share[Fate.NEVER_POSITIVE], bias.mean_in_bias, now.always_on_l0_pct, gamma),
+        sae=sae,
+        input_map=scale,
     )
 
 

@@ -27,10 +27,10 @@ from sae_outliers.stats.transforms import Affine
 
 FILES = ("cfg.json", "sae_weights.safetensors")
 NAMES = {name: name for name in ("W_enc", "b_enc", "W_dec", "b_dec")}
-# of a checkpoint of training, beside the others; at its end the factor is in the weights
-SCALER = "activation_scaler.json"
+# of a checkpoint of training, beside the others; at its end both are in the weights
+SCALER, WHITENING = "activation_scaler.json", "activation_whitening.safetensors"
 PREPROCESSINGS = {"none": "raw", "expected_average_only_in": "raw", "layer_norm": "layer_norm",
-                  "constant_norm_rescale": "constant_norm_rescale"}  # fmt: skip
+                  "constant_norm_rescale": "constant_norm_rescale", "covariance_whitening": "raw"}  # fmt: skip
 
 
 def read(place: Path) -> LoadedSae:
@@ -42,13 +42,16 @@ def read(place: Path) -> LoadedSae:
     if normalisation not in PREPROCESSINGS:
         raise ValueError(f"{folder / FILES[0]}: normalize_activations={normalisation} is not known")
     sae = _sae(cfg, tensors, path)
-    scale = _scale(folder / SCALER, sae) if normalisation == "expected_average_only_in" else None
+    by_expected_norm = normalisation == "expected_average_only_in"
+    scale = _scale(folder / SCALER, sae) if by_expected_norm else None
+    if normalisation == "covariance_whitening":
+        scale = _whitening(folder / WHITENING)
     return LoadedSae(
         sae,
         f"SAELens {architecture(cfg)} SAE in {folder}",
         PREPROCESSINGS[normalisation],
         scale,
-        by_expected_norm=normalisation == "expected_average_only_in" and scale is None,
+        by_expected_norm=by_expected_norm and scale is None,
     )
 
 
@@ -92,6 +95,15 @@ def _scale(path: Path, sae: SparseAutoencoder) -> Affine | None:
         return None
     factor = config_of(path).get("scaling_factor")
     return None if factor is None else Affine(torch.zeros_like(sae.b_dec.detach()), scale=torch.tensor(float(factor)))
+
+
+def _whitening(path: Path) -> Affine:
+    if not path.is_file():
+        raise ValueError(
+            f"{path} is missing: with normalize_activations=covariance_whitening the SAE cannot do without"
+        )
+    found = take(safetensors_of(path), {"shift": "mean", "linear": "matrix", "inverse": "inverse_matrix"}, path)
+    return Affine(**found)
 
 
 READERS.register("saelens")(Reader(" and ".join(FILES), lambda place: holds(place, *FILES), read))
