@@ -25,7 +25,7 @@ SIZE = {"n_features": N, "k": K}
 
 
 def planted(gamma: float, tokens: int = 6000, d_model: int = D, rank: int | None = None) -> Tensor:
-    """Tokens [tokens, d_model] of this γ, their mean in two dimensions; they vary in all directions alike, or in few."""
+    """Tokens [tokens, d_model] of this γ, their mean in two dimensions; they vary alike in all directions or in few."""
     rng = torch.Generator().manual_seed(1)
     x = torch.randn(tokens, d_model, generator=rng)
     if rank:
@@ -293,7 +293,14 @@ class LinearLike(nn.Module):
         return self.decoder(self.encoder(x - self.bias).relu()) + self.bias
 
 
-@pytest.mark.parametrize("kind", [SaeLensLike, LinearLike])
+class WithoutBiasBefore(SaeLensLike):
+    apply_b_dec_to_input = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x @ self.W_enc + self.b_enc).relu() @ self.W_dec + self.b_dec
+
+
+@pytest.mark.parametrize("kind", [SaeLensLike, LinearLike, WithoutBiasBefore])
 def test_a_centering_is_folded_into_other_libraries_modules_in_place(kind: type[Any]) -> None:
     x = planted(3.0)
     m = moments([x], covariance=True)
@@ -314,10 +321,6 @@ def test_what_cannot_be_folded_or_loaded_is_a_sentence(tmp_path: Path) -> None:
         centering.fold_into(TopK(7, 14, k=2))
     with pytest.raises(ValueError, match="Linear has no weights under names that are known: W_enc or encoder"):
         centering.fold_into(nn.Linear(3, 3))
-    without = SaeLensLike(TopK(D, N, k=K))
-    without.apply_b_dec_to_input = False  # type: ignore[assignment]
-    with pytest.raises(ValueError, match="does not subtract b_dec from its input"):
-        centering.fold_into(without)
     (tmp_path / "x.safetensors").write_bytes(b"no")
     with pytest.raises(ValueError, match=r"x\.safetensors is no safetensors file"):
         Centering.load(tmp_path / "x.safetensors")
@@ -397,3 +400,44 @@ def test_the_name_is_callable_whichever_way_it_is_imported(imports: str) -> None
     code = f"{imports}\nimport torch; print(sae_outliers.diagnose(torch.randn(99, 4), n_features=8, k=2).n_tokens)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "99"
+
+
+# --- recipes ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("library", ["saelens", "dictionary_learning", "sparsify", "torch"])
+def test_recipes_are_python_of_the_library_that_puts_the_centering_in(library: str) -> None:
+    for x in (planted(3.0), planted(1.0, d_model=128, rank=2)):
+        recommended = diagnose(x, **SIZE).recommended
+        text = recommended.recipe(library)
+        compile(text, library, "exec")
+        assert 'Centering.load("centering.safetensors")' in text
+        assert "CAUTION" not in text
+        assert "{" not in text.replace('f"{save_dir}/trainer_{i}', "").replace("{}", "").replace("{name}", "")
+    assert "nothing to do" in diagnose(planted(0.0, 12_000), **SIZE).recommended.recipe(library)
+
+
+def test_a_recipe_says_where_a_library_does_not_preprocess_as_was_diagnosed() -> None:
+    recommended = diagnose(planted(3.0), preprocessing="postln", **SIZE).recommended
+    assert recommended.recipe("torch").count("centering(postln(x))") == 2
+    assert "CAUTION" in recommended.recipe("sparsify")
+    assert "preprocessing=raw, layer_norm" in recommended.recipe("saelens")
+    with pytest.raises(ValueError, match="no recipe for tensorflow: use one of saelens, dictionary_learning, sparsify"):
+        recommended.recipe("tensorflow")
+
+
+def test_the_plain_loop_trains_on_centred_tokens_and_loses_no_feature(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    x = planted(5.0, 4000)
+    d = diagnose(x, **SIZE)
+    d.recommended.centering.save("centering.safetensors")
+    sae = TopK(D, N, k=K)
+    batches = [x[torch.randint(len(x), (256,))] for _ in range(30)]
+    names = {"sae": sae, "batches": batches, "optimizer": torch.optim.Adam(sae.parameters(), lr=1e-3)}
+    exec(d.recommended.recipe("torch"), names)
+    assert names["x_hat"].shape == (256, D)  # type: ignore[attr-defined]
+    found = diagnose(x, sae=d.recommended.centering.fold_into(sae)).trained  # type: ignore[arg-type]
+    assert found is not None
+    assert found.dead_pct < 1 < d.conditions["off"].dead_pct_topk

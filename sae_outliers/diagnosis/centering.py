@@ -50,9 +50,9 @@ class Centering(nn.Module):
     def fold_into(self, sae: nn.Module) -> nn.Module:
         """Return an SAE that does on x what `sae`, trained on centred tokens, does on centering(x).
 
-        One of ours becomes a copy. Of another library's, whose weights are W_enc or encoder.weight [d_model,
-        n_features] or transposed, W_dec or decoder.weight, b_enc or encoder.bias, and b_dec or bias, the weights are
-        changed in place, and the same module is returned. It must subtract b_dec from its input.
+        One of ours becomes a copy. Of another library's the weights are changed in place, and the same module is
+        returned: W_enc [d_model, n_features] or an encoder that is a Linear, W_dec or a decoder likewise, b_enc, and
+        b_dec or bias. It subtracts b_dec from its input, unless its `apply_b_dec_to_input` is false.
 
         Raises:
             ValueError: the widths differ, or its weights are none of these.

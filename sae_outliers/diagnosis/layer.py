@@ -61,8 +61,6 @@ def diagnose_layer(tokens: Tensor, settings: Settings) -> tuple[Diagnosis, Momen
         recommended=Recommendation(
             decided,
             Centering(centerings[decided.centering], decided.centering, settings.preprocessing),
-            sae.n_features,
-            sae.k,
         ),
         features=_features(conditions, sae, m),
         n_tokens=len(tokens),

@@ -29,13 +29,10 @@ class Recommendation:
     Attributes:
         verdict: its kind (`fine`, `centre`, `whiten`), and the figures that decided in a sentence.
         centering: the map to put before the SAE, fitted to these tokens; the identity where all is fine.
-        n_features, k: size of the SAE that it was decided for.
     """
 
     verdict: Verdict
     centering: Centering
-    n_features: int
-    k: int
 
     def recipe(self, library: str) -> str:
         """Return lines to paste that do this in `saelens`, `dictionary_learning`, `sparsify` or a plain `torch` loop.
@@ -43,7 +40,7 @@ class Recommendation:
         Raises:
             ValueError: another library.
         """
-        return recipe(library, self.centering, self.n_features, self.k)
+        return recipe(library, self.centering)
 
 
 @dataclass(frozen=True)

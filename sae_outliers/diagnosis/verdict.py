@@ -44,7 +44,7 @@ def verdict(conditions: Mapping[str, Condition]) -> Verdict:
         return Verdict(FINE, "off", f"{_dead(off)} at initialisation, which training revives")
     best = _best_shift(conditions)
     shifted, whitened = conditions[best], conditions["whiten"]
-    if shifted.dead_pct_topk > WHITEN_TOPK_PCT and whitened.dead_pct_topk < shifted.dead_pct_topk:
+    if shifted.dead_pct_topk > WHITEN_TOPK_PCT and whitened.dead_pct_topk < shifted.dead_pct_topk / 2:
         return Verdict(
             WHITEN,
             "whiten",
