@@ -93,6 +93,13 @@ def test_every_command_is_one_that_there_is_and_takes_what_it_is_given(
         case ["python", "-m", "sae_outliers.export", *arguments]:
             named = {argument.partition("=")[0] for argument in arguments}
             assert named | {"type"} == options_of_command("sae_outliers.export")
+        case ["python", "-m", "sae_outliers.diagnose", *arguments]:
+            diagnose_module = import_module("sae_outliers.diagnose")
+            request = diagnose_module.parse(arguments)
+            assert request.targets
+            assert request.others == []
+            if not request.targets[0].endswith(".npy"):
+                assert diagnose_module.composed(request).model.loader
         case ["python", "-m", "sae_outliers.status" | "sae_outliers.wandb_sync" as module, *arguments]:
             assert {argument.partition("=")[0] for argument in arguments} <= options_of_command(module)
         case ["python", script, *_] if script != "-m":
@@ -174,6 +181,26 @@ def test_the_training_example_trains_an_sae() -> None:
     assert found
     assert 0 < float(found[1]) < 0.6
     assert 0 <= float(found[2]) < 50
+
+
+def test_the_example_of_a_diagnosis_centres(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    printed = printed_by(example("docs/diagnose.md", "sae_outliers.diagnose"))
+    assert printed.startswith("CENTRE. ")
+    assert "sae.b_dec.copy_(centering.shift)" in printed
+    assert Path("centering.safetensors").is_file()
+
+
+def test_the_thresholds_of_a_diagnosis_are_documented() -> None:
+    from sae_outliers.diagnosis import trained, verdict
+
+    page = section("diagnose.md", "## Verdict")
+    assert f"TopK ≤ {verdict.FINE_TOPK_PCT:.0f} % and dead by ReLU ≤ {verdict.FINE_RELU_PCT} %" in page
+    assert f"more than {verdict.WHITEN_TOPK_PCT:.0f} % stay dead" in page
+    advice = section("diagnose.md", "## A trained SAE")
+    assert f"at most {trained.DEAD_PCT:.0f} % of the features are dead" in advice
+    assert f"no more than {trained.ALWAYS_ON_L0_PCT:.0f} % of L0" in advice
+    assert all(f"| {action} |" in advice for action in trained.Action)
 
 
 @pytest.mark.weights
