@@ -83,23 +83,15 @@ def test_every_command_is_one_that_there_is_and_takes_what_it_is_given(
             grid = request.getfixturevalue("combinations")(*arguments)
             assert grid.compose(grid.all[0]).model.name
         case ["python", "-m", "sae_outliers.run", *arguments]:
-            cfg = composed(*arguments)
-            for variant in cfg.variants:
-                composed(*arguments, *shlex.split(variant))
+            check_run(arguments)
         case ["python", "-m", "sae_outliers.aggregate", *arguments]:
             import_module("sae_outliers.aggregate")  # which registers its schema
             with initialize_config_dir(str(CONF), version_base="1.3"):
                 assert compose("aggregate", arguments).keys() >= options_of_command("sae_outliers.aggregate")
         case ["python", "-m", "sae_outliers.export", *arguments]:
-            named = {argument.partition("=")[0] for argument in arguments}
-            assert named | {"type"} == options_of_command("sae_outliers.export")
+            check_export(arguments)
         case ["python", "-m", "sae_outliers.diagnose", *arguments]:
-            diagnose_module = import_module("sae_outliers.diagnose")
-            request = diagnose_module.parse(arguments)
-            assert request.targets
-            assert request.others == []
-            if not request.targets[0].endswith(".npy"):
-                assert diagnose_module.composed(request).model.loader
+            check_diagnose(arguments)
         case ["python", "-m", "sae_outliers.status" | "sae_outliers.wandb_sync" as module, *arguments]:
             assert {argument.partition("=")[0] for argument in arguments} <= options_of_command(module)
         case ["python", script, *_] if script != "-m":
@@ -110,6 +102,26 @@ def test_every_command_is_one_that_there_is_and_takes_what_it_is_given(
             pass
         case _:
             pytest.fail(f"{page}: no test knows how to check {line!r}")
+
+
+def check_run(arguments: list[str]) -> None:
+    cfg = composed(*arguments)
+    for variant in cfg.variants:
+        composed(*arguments, *shlex.split(variant))
+
+
+def check_export(arguments: list[str]) -> None:
+    named = {argument.partition("=")[0] for argument in arguments}
+    assert named | {"type"} == options_of_command("sae_outliers.export")
+
+
+def check_diagnose(arguments: list[str]) -> None:
+    command: Any = import_module("sae_outliers.diagnose")
+    request = command.parse(arguments)
+    assert request.targets
+    assert request.others == []
+    if not request.targets[0].endswith(".npy"):  # files that are not here
+        assert command.composed(request).model.loader
 
 
 def options_of_command(module: str) -> set[str]:

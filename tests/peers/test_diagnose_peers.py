@@ -1,4 +1,4 @@
-"""The diagnosis beside the libraries themselves: their files, SAEs that their trainers made, and recipes in their trainers.
+"""The diagnosis beside the libraries themselves: SAEs that their trainers made, their files, and recipes in them.
 
 Planted γ, so that the truth is known: with the mean left in, features die; with the recipe, none do.
 """
