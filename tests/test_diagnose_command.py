@@ -187,9 +187,11 @@ def test_layers_that_do_not_fit_come_from_a_pass_of_their_own_and_are_the_same(
     cfg = composed("model=offline/sapiens", "train=none", "n_eval=500", "device=cpu")
     passes: list[int] = []
     monkeypatch.setattr(of_model, "_one_pass", counted(of_model._one_pass, passes))
-    together = dict(layer_tokens(cfg, stream_of(cfg), [1, 2, 3]))
+    stream = stream_of(cfg)
+    backbone = stream.load_backbone()
+    together = dict(layer_tokens(cfg, stream, backbone, [1, 2, 3]))
     monkeypatch.setattr(of_model, "free_memory", lambda: 0)
-    apart = dict(layer_tokens(cfg, stream_of(cfg), [1, 2, 3]))
+    apart = dict(layer_tokens(cfg, stream, backbone, [1, 2, 3]))
     assert len(passes) == 1 + 3
     assert all(torch.equal(together[layer], apart[layer]) for layer in (1, 2, 3))
 

@@ -43,7 +43,7 @@ def diagnose_layers(
     """
     stream = stream_of(cfg)
     shared: dict[int, Settings] = {}  # by width, for the layers of most networks have one
-    for layer, tokens in layer_tokens(cfg, stream, layers):
+    for layer, tokens in layer_tokens(cfg, stream, stream.load_backbone(), layers):
         with named(f"layer {layer}"):
             width = tokens.shape[1]
             if width not in shared:
@@ -58,9 +58,10 @@ def _default(cfg: RunConfig, loaded: LoadedSae | None) -> str:
     return (loaded.preprocessing if loaded else None) or cfg.preprocessing
 
 
-def layer_tokens(cfg: RunConfig, stream: TokenStream, layers: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
+def layer_tokens(
+    cfg: RunConfig, stream: TokenStream, backbone: Backbone, layers: Sequence[int]
+) -> Iterator[tuple[int, Tensor]]:
     """Yield each layer with its tokens, float32 [n, d_model] on the CPU, which are freed as they are taken."""
-    backbone = stream.load_backbone()
     left = list(layers)
     while left:
         held = _one_pass(cfg, stream, backbone, left)
