@@ -144,7 +144,7 @@ def test_a_layer_that_is_not_finite_or_constant_is_named(
     np.save("ones.npy", np.ones((300, 8), dtype=np.float32))
     with pytest.raises(SystemExit), one_sentence():
         command.main(["ones.npy", "preprocessing=raw", *SMALL])
-    assert "none of the dimensions varies over 300 tokens" in caplog.messages[0]
+    assert "layer 0: γ is not defined: none of the dimensions varies over 300 tokens" in caplog.messages[0]
 
 
 # --- models -----------------------------------------------------------------------------------------------

@@ -20,7 +20,6 @@ from sae_outliers.diagnosis.result import Diagnosis
 from sae_outliers.models.backbone import Backbone
 from sae_outliers.runs.activations import stream_of
 from sae_outliers.runs.streaming import up_to
-from sae_outliers.utils.boundary import named
 from sae_outliers.utils.progress import Progress
 
 SHARE_OF_MEMORY = 0.5  # of what is free, for tokens
@@ -44,13 +43,16 @@ def diagnose_layers(
     stream = stream_of(cfg)
     shared: dict[int, Settings] = {}  # by width, for the layers of most networks have one
     for layer, tokens in layer_tokens(cfg, stream, stream.load_backbone(), layers):
-        with named(f"layer {layer}"):
+        try:
             width = tokens.shape[1]
             if width not in shared:
                 shared[width] = settings_for(
                     width, n_features, k, loaded, preprocessing or _default(cfg, loaded), cfg.seed, stream.device
                 )
-            yield replace(diagnose_tokens(_finite(tokens, layer), shared[width], loaded), layer=layer)
+            diagnosis = diagnose_tokens(_finite(tokens), shared[width], loaded)
+        except ValueError as error:
+            raise ValueError(f"layer {layer}: {error}") from error
+        yield replace(diagnosis, layer=layer)
 
 
 def _default(cfg: RunConfig, loaded: LoadedSae | None) -> str:
@@ -113,10 +115,10 @@ def _put(captured: Captured, layer: int, free: Tensor, special_tokens: bool) -> 
     return len(tokens)
 
 
-def _finite(tokens: Tensor, layer: int) -> Tensor:
+def _finite(tokens: Tensor) -> Tensor:
     bad = int((~tokens.isfinite()).any(1).sum())
     if bad:
-        raise ValueError(f"layer {layer}: {bad} of {len(tokens)} tokens are not finite; try a wider dtype")
+        raise ValueError(f"{bad} of {len(tokens)} tokens are not finite: load the model in a wider dtype")
     return tokens
 
 

@@ -51,9 +51,15 @@ def verdict(conditions: Mapping[str, Condition]) -> Verdict:
             f"{_dead(off)} as it is and {shifted.dead_pct_topk:.1f} % once the {_name(best)} is subtracted: the tokens "
             f"vary in too few directions. Whitening leaves {whitened.dead_pct_topk:.1f} %",
         )
-    no_better = "" if shifted.dead_pct_topk <= WHITEN_TOPK_PCT else ", and whitening does not help"
-    reason = f"{_dead(off)} as it is; subtracting the {_name(best)} leaves {shifted.dead_pct_topk:.1f} %{no_better}"
-    return Verdict(CENTRE, best, reason)
+    left = f"{_dead(off)} as it is; subtracting the {_name(best)} leaves {shifted.dead_pct_topk:.1f} %"
+    return Verdict(CENTRE, best, left + _about_the_rest(shifted, whitened))
+
+
+def _about_the_rest(shifted: Condition, whitened: Condition) -> str:
+    if shifted.dead_pct_topk <= FINE_TOPK_PCT:
+        return ""
+    would = f"whitening would leave {whitened.dead_pct_topk:.1f} %"
+    return f", which training revives ({would})" if shifted.dead_pct_topk <= WHITEN_TOPK_PCT else f", and {would}"
 
 
 def _best_shift(conditions: Mapping[str, Condition]) -> str:
