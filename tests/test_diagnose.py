@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from sae_outliers import Centering, TopK, diagnose, geometric_median, load_sae, moments, postln
 from sae_outliers.diagnosis.condition import Condition
+from sae_outliers.diagnosis.result import ModelDiagnosis
 from sae_outliers.diagnosis.shared_product import SharedProduct
 from sae_outliers.diagnosis.unseen import unseen
 from sae_outliers.diagnosis.verdict import FINE_TOPK_PCT, WHITEN_TOPK_PCT, verdict
@@ -385,6 +387,19 @@ def test_it_is_a_table_in_a_terminal_and_in_a_notebook() -> None:
         assert f"<th>{name}</th>" in html
         assert name in text
     assert max(map(len, text.splitlines()[3:9])) < 100
+
+
+def test_the_layers_of_a_model_are_rows_and_the_least_certain_one_is_named() -> None:
+    layers = {number: replace(diagnose(x, **SIZE), layer=number)
+              for number, x in {4: planted(3.0), 7: planted(1.0, 150)}.items()}  # fmt: skip
+    model = ModelDiagnosis("mine", layers)
+    assert model[4].verdict.kind == "centre"
+    assert [one.layer for one in model] == list(model.table.index) == [4, 7]
+    assert model.table.loc[4, "off"] == layers[4].conditions["off"].dead_pct_topk
+    assert repr(model).startswith("mine: ")
+    assert "Note, layer 7: 150 tokens are few for 512 features" in repr(model)
+    assert "<th>7</th>" in model._repr_html_()
+    assert "no layer was finished" in repr(ModelDiagnosis("mine", {}))
 
 
 @pytest.mark.parametrize(
