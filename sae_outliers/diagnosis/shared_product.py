@@ -49,9 +49,13 @@ class SharedProduct:
         if not unsettled:
             return
         for pre in pre_activation_chunks(x - self.center, self.W_enc, self._zeros):
+            highest = pre.amax(0)  # adding a constant, rounded or not, leaves the largest the largest
             for name in unsettled:
                 constant = self._constants[name]
-                self.counters[name].update(pre if constant is None else pre + constant)
+                if constant is None:
+                    self.counters[name].update(pre, highest)
+                else:
+                    self.counters[name].update(pre + constant, highest + constant)
 
 
 def _is_settled(counter: FateCounter) -> bool:

@@ -30,10 +30,10 @@ class FateCounter:
         self.highest = torch.full((n_features,), -torch.inf, device=device)
         self.selected = torch.zeros(n_features, dtype=torch.int64, device=device)
 
-    def update(self, pre: Tensor) -> None:
-        """Take in pre-activations [tokens, n_features]."""
+    def update(self, pre: Tensor, highest: Tensor | None = None) -> None:
+        """Take in pre-activations [tokens, n_features], and their largest by feature [n_features] if it is known."""
         self.n_tokens += len(pre)
-        self.highest = torch.maximum(self.highest, pre.amax(0))
+        self.highest = torch.maximum(self.highest, pre.amax(0) if highest is None else highest)
         values, indices = largest(pre, self.k)
         self.selected += count(indices, values > 0, len(self.selected))
 
