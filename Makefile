@@ -109,7 +109,7 @@ lint: install ## formatting, lint, which module may import which, and types
 	.venv/bin/lint-imports --no-cache
 	.venv/bin/mypy
 
-bench: install ## speed and memory as ratios to the encoder's product, beside the peers if they are there (12 min)
+bench: install ## speed and memory as ratios to the encoder's product, beside the peers if they are there (16 min)
 	$(BENCH) -m tests.benchmarks
 
 bench-peers: .venv-peers/.installed ## add the other SAE libraries, in an environment of their own

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 # ruff: noqa: F401 - what type checkers and editors are shown is used by __getattr__ alone
 if TYPE_CHECKING:
     from sae_outliers.config import TrainConfig
+    from sae_outliers.diagnosis.api import diagnose
+    from sae_outliers.diagnosis.centering import Centering
     from sae_outliers.results.record import read_records
     from sae_outliers.sae.architectures.batchtopk import BatchTopK
     from sae_outliers.sae.architectures.gated import Gated
@@ -30,6 +32,9 @@ __version__ = "0.1.0"
 
 # public name -> module that defines it
 _DEFINED_IN = {
+    # the quick answer
+    "diagnose": "diagnosis.api",
+    "Centering": "diagnosis.centering",
     # activations
     "Moments": "stats.moments",
     "moments": "stats.moments",

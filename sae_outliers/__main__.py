@@ -5,6 +5,7 @@ import sys
 
 # the module of each, and what it does
 COMMANDS = {
+    "diagnose": ("sae_outliers.diagnose", "say whether an SAE would lose features here, why, and what to do"),
     "run": ("sae_outliers.run", "measure a layer and train SAEs on it; with -m, a sweep over models and conditions"),
     "aggregate": ("sae_outliers.aggregate", "make tables and figures of the records in a results folder"),
     "status": ("sae_outliers.status", "list what is done, running, queued, failed and missing; retry=true repeats it"),

@@ -65,6 +65,13 @@ def test_the_forward_pass_is_the_unit_of_extraction(written: Path) -> None:
     assert cases.gt(0).all(axis=None)
 
 
+def test_the_forward_pass_and_the_products_are_the_unit_of_a_diagnosis(written: Path) -> None:
+    cases = pd.read_csv(written / "diagnosis.csv").set_index("case")
+    assert len(cases) == 3
+    assert cases["ratio"].iloc[:2].sum() == pytest.approx(1)
+    assert cases.gt(0).all(axis=None)
+
+
 def test_planning_and_aggregation_are_measured_over_every_model(written: Path) -> None:
     commands = pd.read_csv(written / "whole_sweep.csv")
     assert commands["runs"].tolist() == [19 * 24] * 3

@@ -66,8 +66,8 @@ def test_help_lists_every_command_with_a_line(
 ) -> None:
     call(monkeypatch, *arguments)
     listed = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()[2:]]
-    assert [name for name, _ in listed] == list(COMMANDS) == ["run", "aggregate", "status", "export", "models",
-                                                             "wandb-sync"]  # fmt: skip
+    assert [name for name, _ in listed] == list(COMMANDS) == ["diagnose", "run", "aggregate", "status", "export",
+                                                             "models", "wandb-sync"]  # fmt: skip
     assert all(find_spec(module) for module, _ in COMMANDS.values())
 
 
@@ -247,6 +247,15 @@ def test_its_console_command_sweeps_a_users_own_model_and_aggregates(
     assert "topk, off: 1/455" in shown  # the paper's 454 layers and the user's own
     assert (tmp_path / "results" / "tables" / "spearman.csv").is_file()
     assert "of_a_user" in (tmp_path / "results" / "report.html").read_text()
+
+
+@pytest.mark.wheel
+def test_its_diagnosis_needs_no_config_and_leaves_nothing(installed: Path, tmp_path: Path) -> None:
+    program = "import numpy; numpy.save('acts.npy', numpy.random.default_rng(0).normal(3, 1, (900, 16)).astype('f4'))"
+    run(installed, sys.executable, "-c", program, cwd=tmp_path)
+    shown = run(installed, str(installed / "bin" / "sae-outliers"), "diagnose", "acts.npy", "k=8", cwd=tmp_path)
+    assert "on 900 tokens" in shown
+    assert [path.name for path in tmp_path.iterdir()] == ["acts.npy"]
 
 
 @pytest.mark.wheel

@@ -83,16 +83,15 @@ def test_every_command_is_one_that_there_is_and_takes_what_it_is_given(
             grid = request.getfixturevalue("combinations")(*arguments)
             assert grid.compose(grid.all[0]).model.name
         case ["python", "-m", "sae_outliers.run", *arguments]:
-            cfg = composed(*arguments)
-            for variant in cfg.variants:
-                composed(*arguments, *shlex.split(variant))
+            check_run(arguments)
         case ["python", "-m", "sae_outliers.aggregate", *arguments]:
             import_module("sae_outliers.aggregate")  # which registers its schema
             with initialize_config_dir(str(CONF), version_base="1.3"):
                 assert compose("aggregate", arguments).keys() >= options_of_command("sae_outliers.aggregate")
         case ["python", "-m", "sae_outliers.export", *arguments]:
-            named = {argument.partition("=")[0] for argument in arguments}
-            assert named | {"type"} == options_of_command("sae_outliers.export")
+            check_export(arguments)
+        case ["python", "-m", "sae_outliers.diagnose", *arguments]:
+            check_diagnose(arguments)
         case ["python", "-m", "sae_outliers.status" | "sae_outliers.wandb_sync" as module, *arguments]:
             assert {argument.partition("=")[0] for argument in arguments} <= options_of_command(module)
         case ["python", script, *_] if script != "-m":
@@ -103,6 +102,26 @@ def test_every_command_is_one_that_there_is_and_takes_what_it_is_given(
             pass
         case _:
             pytest.fail(f"{page}: no test knows how to check {line!r}")
+
+
+def check_run(arguments: list[str]) -> None:
+    cfg = composed(*arguments)
+    for variant in cfg.variants:
+        composed(*arguments, *shlex.split(variant))
+
+
+def check_export(arguments: list[str]) -> None:
+    named = {argument.partition("=")[0] for argument in arguments}
+    assert named | {"type"} == options_of_command("sae_outliers.export")
+
+
+def check_diagnose(arguments: list[str]) -> None:
+    command: Any = import_module("sae_outliers.diagnose")
+    request = command.parse(arguments)
+    assert request.targets
+    assert request.others == []
+    if not request.targets[0].endswith(".npy"):  # files that are not here
+        assert command.composed(request).model.loader
 
 
 def options_of_command(module: str) -> set[str]:
@@ -174,6 +193,26 @@ def test_the_training_example_trains_an_sae() -> None:
     assert found
     assert 0 < float(found[1]) < 0.6
     assert 0 <= float(found[2]) < 50
+
+
+def test_the_example_of_a_diagnosis_centres(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    printed = printed_by(example("docs/diagnose.md", "sae_outliers.diagnose"))
+    assert printed.startswith("CENTRE. ")
+    assert "sae.b_dec.copy_(centering.shift)" in printed
+    assert Path("centering.safetensors").is_file()
+
+
+def test_the_thresholds_of_a_diagnosis_are_documented() -> None:
+    from sae_outliers.diagnosis import trained, verdict
+
+    page = section("diagnose.md", "## Verdict")
+    assert f"TopK ≤ {verdict.FINE_TOPK_PCT:.0f} % and dead by ReLU ≤ {verdict.FINE_RELU_PCT} %" in page
+    assert f"more than {verdict.WHITEN_TOPK_PCT:.0f} % stay dead" in page
+    advice = section("diagnose.md", "## A trained SAE")
+    assert f"at most {trained.DEAD_PCT:.0f} % of the features are dead" in advice
+    assert f"no more than {trained.ALWAYS_ON_L0_PCT:.0f} % of L0" in advice
+    assert all(f"| {action} |" in advice for action in trained.Action)
 
 
 @pytest.mark.weights

@@ -3,29 +3,24 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from sae_outliers.results.curves import Point
 from sae_outliers.runs.setup import RunSetup, Tokens
 from sae_outliers.sae.architectures.topk import TopK
-from sae_outliers.sae.evaluation import Evaluation, FateCounter, SelectionChange, compare_selection, evaluate, mmcs
+from sae_outliers.sae.evaluation import (
+    Bias,
+    Evaluation,
+    FateCounter,
+    SelectionChange,
+    bias_against,
+    compare_selection,
+    evaluate,
+    mmcs,
+)
 from sae_outliers.sae.io import folded_decoder
 from sae_outliers.training.trainer import Trainer
 from sae_outliers.utils.files import atomic_write
-
-
-@dataclass(frozen=True)
-class Bias:
-    """How far the bias has come on its way to the mean, both in the space of the preprocessed activations.
-
-    The centering's shift counts as part of the bias.
-    """
-
-    distance: float  # ||b_dec - μ|| / ||μ||
-    cos: float
-    mean_in_bias: float  # b_dec · μ / ||μ||²
-    mean_in_features: float  # likewise of the mean reconstruction without b_dec
 
 
 @dataclass(frozen=True)
@@ -81,15 +76,7 @@ def measure_final(setup: RunSetup, trainer: Trainer, read: Tokens) -> Final:
 
 
 def bias_of(setup: RunSetup, now: Evaluation) -> Bias:
-    mean = setup.tokens.mean.double()
-    bias = setup.centering.undo(setup.sae.b_dec.detach()).double()
-    along = mean / mean.square().sum()  # summed below, since MKL's dot product depends on where its vectors lie
-    return Bias(
-        distance=((bias - mean).norm() / mean.norm()).item(),
-        cos=F.cosine_similarity(bias, mean, dim=0).item(),
-        mean_in_bias=(bias * along).sum().item(),
-        mean_in_features=((now.mean_x_hat - bias) * along).sum().item(),
-    )
+    return bias_against(setup.tokens.mean, setup.centering.undo(setup.sae.b_dec.detach()), now.mean_x_hat)
 
 
 def collateral_dead(setup: RunSetup, now: Evaluation) -> int:

@@ -30,10 +30,10 @@ class FateCounter:
         self.highest = torch.full((n_features,), -torch.inf, device=device)
         self.selected = torch.zeros(n_features, dtype=torch.int64, device=device)
 
-    def update(self, pre: Tensor) -> None:
-        """Take in pre-activations [tokens, n_features]."""
+    def update(self, pre: Tensor, highest: Tensor | None = None) -> None:
+        """Take in pre-activations [tokens, n_features], and their largest by feature [n_features] if it is known."""
         self.n_tokens += len(pre)
-        self.highest = torch.maximum(self.highest, pre.amax(0))
+        self.highest = torch.maximum(self.highest, pre.amax(0) if highest is None else highest)
         values, indices = largest(pre, self.k)
         self.selected += count(indices, values > 0, len(self.selected))
 
@@ -80,6 +80,19 @@ class Evaluation:
         return 100 * (self.active == 0).double().mean().item()
 
 
+@dataclass(frozen=True)
+class Bias:
+    """How far the bias has come on its way to the mean, both in the space of the preprocessed activations.
+
+    The centering's shift counts as part of the bias.
+    """
+
+    distance: float  # ||b_dec - μ|| / ||μ||
+    cos: float
+    mean_in_bias: float  # b_dec · μ / ||μ||²
+    mean_in_features: float  # likewise of the mean reconstruction without b_dec
+
+
 class SelectionChange(NamedTuple):
     """What choosing by bfloat16 changes: percent of positive selections and of tokens, and the FVU's change."""
 
@@ -116,6 +129,18 @@ def evaluate(sae: SparseAutoencoder, centering: Affine, tokens: Iterable[Tensor]
         total += x_hat.sum(0, dtype=torch.float64)
     fvu = error.item() / (counter.n_tokens * variance)
     return Evaluation(counter, active, fvu, active.sum().item() / counter.n_tokens, total / counter.n_tokens)
+
+
+def bias_against(mean: Tensor, bias: Tensor, mean_x_hat: Tensor) -> Bias:
+    """Compare a bias with the mean of the tokens, both [d_model]; `mean_x_hat` is an `Evaluation`'s."""
+    mean, bias = mean.double(), bias.double()
+    along = mean / mean.square().sum()  # summed below, since MKL's dot product depends on where its vectors lie
+    return Bias(
+        distance=((bias - mean).norm() / mean.norm()).item(),
+        cos=F.cosine_similarity(bias, mean, dim=0).item(),
+        mean_in_bias=(bias * along).sum().item(),
+        mean_in_features=((mean_x_hat - bias) * along).sum().item(),
+    )
 
 
 def alignment(W_enc: Tensor, mean: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """make bench: timings and memory beside the encoder's matrix product, and beside other SAE libraries.
 
-    python -m tests.benchmarks                       # under twelve minutes on two cores
+    python -m tests.benchmarks                       # sixteen minutes on two cores
     python -m tests.benchmarks --quick               # seconds; shows that it runs, its timings mean nothing
 
 Tables, a README and a figure go to <results-dir>/benchmarks. Nothing else should run meanwhile.
@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from sae_outliers.utils.device import resolve_device
-from tests.benchmarks import extraction, growth, machine, race, report, selection, stacking, whole_sweep
+from tests.benchmarks import diagnosis, extraction, growth, machine, race, report, selection, stacking, whole_sweep
 from tests.benchmarks.plan import QUICK, Plan
 
 PARTS = {
@@ -22,6 +22,7 @@ PARTS = {
     "death_at_init": growth.death_at_init,
     "growth": growth.table,
     "extraction": extraction.table,
+    "diagnosis": diagnosis.table,
     "whole_sweep": whole_sweep.table,
 }
 

@@ -15,6 +15,7 @@ from tests.benchmarks.plan import Plan
 from tests.benchmarks.selection import DECAY
 
 MOST_RATIO, MOST_MB = 1.3, 300  # that death at initialisation may take: of the product, and beyond it
+MOST_DIAGNOSIS = 1.5  # that a diagnosis may take: of a forward pass and a product a layer
 WORDS = {
     "seconds": "s",
     "tokens_per_second": "tokens/s",
@@ -56,6 +57,7 @@ def readme(plan: Plan, tables: Mapping[str, pd.DataFrame], machine: Mapping[str,
         _death(plan, tables["death_at_init"]),
         _growth(plan, tables["growth"]),
         _extraction(plan, tables["extraction"]),
+        _diagnosis(plan, tables["diagnosis"]),
         _whole_sweep(tables["whole_sweep"]),
     )
     return "\n\n".join(paragraph for section in sections for paragraph in section if paragraph) + "\n"
@@ -138,6 +140,21 @@ def _extraction(plan: Plan, frame: pd.DataFrame) -> Iterator[str]:
         f"a forward pass without hooks; {plan.rounds} interleaved rounds."
     )
     yield markdown(with_range(frame).rename(columns={"ratio": "× the forward pass"}))
+
+
+def _diagnosis(plan: Plan, frame: pd.DataFrame) -> Iterator[str]:
+    yield "## Diagnosis"
+    if frame.empty:
+        yield f"Not measured: the package with the weights of {plan.extraction_model} is not installed."
+        return
+    kept = frame["ratio"].iloc[-1] < MOST_DIAGNOSIS
+    size = plan.size
+    yield (
+        f"All layers of {plan.extraction_model}, {plan.diagnosis_tokens:,} tokens, {size.n_features} features, "
+        f"k {size.k}, under four centerings, beside what it cannot do without: each once. The bound, {MOST_DIAGNOSIS} "
+        f"times both together, is {'kept' if kept else '**not kept**'}."
+    )
+    yield markdown(frame.rename(columns={"ratio": "× forward pass and products"}))
 
 
 def _whole_sweep(frame: pd.DataFrame) -> Iterator[str]:

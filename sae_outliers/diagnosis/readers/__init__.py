@@ -1,0 +1,1 @@
+"""Trained SAEs from files of other libraries and ours: one module a format, which registers itself."""

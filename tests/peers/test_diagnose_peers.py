@@ -1,0 +1,339 @@
+"""The diagnosis beside the libraries themselves: SAEs that their trainers made, their files, and recipes in them.
+
+Planted γ, so that the truth is known: with the mean left in, features die; with the recipe, none do.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sae_outliers import diagnose
+from sae_outliers.diagnosis.readers.base import read_sae
+from sae_outliers.diagnosis.result import Diagnosis
+from tests.peers.test_peers import needs
+from tests.test_diagnose import planted
+from tests.test_diagnose_trained import output
+from tests.test_export import distance
+
+D, N, K, STEPS, BATCH = 64, 512, 8, 400, 256
+SIZE = {"n_features": N, "k": K}
+FEW_DEAD = 5.0
+
+
+GAMMAS = [2.0, 5.0]
+
+
+def layer(gamma: float) -> Tensor:
+    return planted(gamma, 20_000)
+
+
+def batches(x: Tensor, seed: int = 0) -> Iterator[Tensor]:
+    """Yield random batches without end."""
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        yield x[torch.randint(len(x), (BATCH,), generator=generator)]
+
+
+def centred(gamma: float) -> tuple[Diagnosis, Tensor]:
+    """A layer and its diagnosis, whose centering lies where recipes read it."""
+    x = layer(gamma)
+    found = diagnose(x, **SIZE)
+    assert found.verdict.kind == "centre"
+    found.recommended.centering.save("centering.safetensors")
+    return found, x
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def report(library: str, without: float, after: float) -> None:
+    print(f"\nDEAD {library}: {without:.1f} -> {after:.1f} %")
+
+
+@pytest.fixture
+def narrow(folder: None) -> Diagnosis:
+    """Of a layer that varies in two directions, where whitening is recommended."""
+    found = diagnose(flat_layer(), **SIZE)
+    assert found.verdict.kind == "whiten"
+    found.recommended.centering.save("centering.safetensors")
+    return found
+
+
+def flat_layer() -> Tensor:
+    return planted(1.0, 20_000, rank=2)
+
+
+def dead_pct(x: Tensor, folder: Path | str) -> float:
+    found = diagnose(x, sae=folder).trained
+    assert found is not None
+    return found.dead_pct
+
+
+# --- SAELens ----------------------------------------------------------------------------------------------
+
+
+def saelens_sae(**settings: Any) -> Any:
+    from sae_lens import TopKTrainingSAE, TopKTrainingSAEConfig
+
+    torch.manual_seed(0)
+    # its default norm of 0.1 loses features of its own accord in so short a training, centred or not
+    cfg = TopKTrainingSAEConfig(d_in=D, d_sae=N, k=K, aux_loss_coefficient=0.0, decoder_init_norm=1.0, **settings)
+    return TopKTrainingSAE(cfg)
+
+
+def saelens_names(x: Tensor, sae: Any) -> dict[str, Any]:
+    from sae_lens.config import SAETrainerConfig
+
+    cfg = SAETrainerConfig(
+        total_training_samples=STEPS * BATCH,
+        train_batch_size_samples=BATCH,
+        lr=1e-3,
+        lr_end=1e-3,
+        n_batches_for_norm_estimate=20,
+    )
+    return {"sae": sae, "cfg": cfg, "batches": batches(x)}
+
+
+def saelens_fit(x: Tensor, sae: Any) -> Any:
+    from sae_lens.training.sae_trainer import SAETrainer
+
+    names = saelens_names(x, sae)
+    return SAETrainer(cfg=names["cfg"], sae=sae, data_provider=names["batches"]).fit()
+
+
+def saelens_saved(sae: Any, folder: str) -> str:
+    Path(folder).mkdir()
+    sae.save_inference_model(folder)
+    return folder
+
+
+@needs("saelens")
+@pytest.mark.parametrize("gamma", GAMMAS)
+def test_saelens_loses_features_and_with_the_recipe_it_does_not(gamma: float) -> None:
+    d, x = centred(gamma)
+    without = dead_pct(x, saelens_saved(saelens_fit(x, saelens_sae()), "without"))
+    names = saelens_names(x, saelens_sae())
+    exec(d.recommended.recipe("saelens"), names)
+    after = dead_pct(x, saelens_saved(names["sae"], "with"))
+    report(f"saelens γ {gamma}", without, after)
+    assert after < FEW_DEAD < without
+
+
+@needs("saelens")
+def test_whitened_tokens_of_saelens_are_folded_into_its_sae(narrow: Diagnosis) -> None:
+    x = flat_layer()
+    without = dead_pct(x, saelens_saved(saelens_fit(x, saelens_sae()), "without"))
+    names = saelens_names(x, saelens_sae(normalize_activations="covariance_whitening"))
+    exec(narrow.recommended.recipe("saelens"), names)
+    after = dead_pct(x, saelens_saved(names["sae"], "with"))
+    report("saelens, whitening", without, after)
+    assert after < FEW_DEAD < without
+
+
+@needs("saelens")
+@pytest.mark.parametrize(
+    "normalisation", ["none", "layer_norm", "constant_norm_rescale", "expected_average_only_in", "covariance_whitening"]
+)
+@torch.no_grad()
+def test_what_saelens_trained_is_read_as_saelens_computes_it(normalisation: str) -> None:
+    from sae_lens import SAE
+
+    x = layer(2.0)
+    with torch.enable_grad():
+        trained = saelens_fit(x, saelens_sae(normalize_activations=normalisation))
+    folder = saelens_saved(trained, "sae")
+    theirs = SAE.load_from_disk(folder)
+    loaded = read_sae(folder)
+    features, x_hat = output(loaded, x[:500])
+    assert distance(features, theirs.encode(x[:500])) < 1e-4
+    if normalisation in ("none", "expected_average_only_in", "covariance_whitening"):  # else x̂ is of the normalised x
+        assert distance(x_hat, theirs(x[:500])) < 1e-4
+
+
+@needs("saelens")
+def test_an_sae_that_saelens_trained_off_centre_is_told_to_be_retrained_or_folded() -> None:
+    x = layer(5.0)
+    found = diagnose(x, sae=saelens_saved(saelens_fit(x, saelens_sae()), "sae")).trained
+    assert found is not None
+    assert found.bias.mean_in_bias < 0.3
+    assert found.bias.mean_in_features > 0.7
+    assert found.advice.action in ("retrain centred", "fold a centering in and fine-tune")
+
+
+# --- dictionary_learning ----------------------------------------------------------------------------------
+
+
+class Buffer:
+    """As dictionary_learning's ActivationBuffer: it is iterated, and has a config."""
+
+    def __init__(self, x: Tensor) -> None:
+        self.x, self.config = x, {"ctx_len": 128, "d_submodule": D}
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return batches(self.x)
+
+
+def dl_names(x: Tensor, save_dir: str, trainer: str) -> dict[str, Any]:
+    from dictionary_learning.trainers.standard import StandardTrainer
+    from dictionary_learning.trainers.top_k import TopKTrainer
+
+    shared = {"steps": STEPS, "activation_dim": D, "dict_size": N, "layer": 0, "lm_name": "none", "lr": 1e-3,
+              "warmup_steps": 10, "seed": 0, "device": "cpu"}  # fmt: skip
+    if trainer == "topk":
+        config = shared | {"trainer": TopKTrainer, "k": K, "auxk_alpha": 0.0}
+    else:
+        config = shared | {"trainer": StandardTrainer, "l1_penalty": 0.02, "sparsity_warmup_steps": 100}
+    return {"buffer": Buffer(x), "trainer_configs": [config], "steps": STEPS, "save_dir": save_dir, "device": "cpu"}
+
+
+def dl_train(x: Tensor, save_dir: str, trainer: str) -> str:
+    from dictionary_learning.training import trainSAE
+
+    names = dl_names(x, save_dir, trainer)
+    trainSAE(names["buffer"], names["trainer_configs"], STEPS, save_dir=save_dir, device="cpu")
+    return f"{save_dir}/trainer_0"
+
+
+@needs("dictionary_learning")
+@pytest.mark.parametrize("gamma", GAMMAS)
+@pytest.mark.parametrize("trainer", ["standard", "topk"])
+def test_dictionary_learning_with_the_recipe_loses_no_features(trainer: str, gamma: float) -> None:
+    """Its TopKTrainer centres by its first batch, and loses none without either; its StandardTrainer does not."""
+    d, x = centred(gamma)
+    without = dead_pct(x, dl_train(x, "without", trainer))
+    names = dl_names(x, "with", trainer)
+    exec(d.recommended.recipe("dictionary_learning"), names)
+    after = dead_pct(x, "with/trainer_0")
+    report(f"dictionary_learning {trainer} γ {gamma}", without, after)
+    assert after < FEW_DEAD
+    assert (without > FEW_DEAD) == (trainer == "standard")
+
+
+@needs("dictionary_learning")
+def test_whitened_tokens_of_dictionary_learning_are_folded_into_its_sae(narrow: Diagnosis) -> None:
+    x = flat_layer()
+    without = dead_pct(x, dl_train(x, "without", "topk"))
+    names = dl_names(x, "with", "topk")
+    exec(narrow.recommended.recipe("dictionary_learning"), names)
+    after = dead_pct(x, "with/trainer_0")
+    report("dictionary_learning topk, whitening", without, after)
+    assert after < FEW_DEAD < without
+
+
+@needs("dictionary_learning")
+@pytest.mark.parametrize("trainer", ["topk", "standard"])
+@torch.no_grad()
+def test_what_dictionary_learning_trained_is_read_as_it_computes_it(trainer: str) -> None:
+    from dictionary_learning.utils import load_dictionary
+
+    x = layer(2.0)
+    with torch.enable_grad():
+        folder = dl_train(x, "sae", trainer)
+    theirs, _ = load_dictionary(folder, device="cpu")
+    features, x_hat = output(read_sae(folder), x[:500])
+    assert distance(features, theirs.encode(x[:500])) < 1e-4
+    assert distance(x_hat, theirs(x[:500])) < 1e-4
+
+
+# --- sparsify ---------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Config:
+    num_hidden_layers: int = 1
+    hidden_size: int = D
+
+
+class Lookup(nn.Module):
+    """As much of a transformers model as sparsify's Trainer asks for; token i becomes row i of x."""
+
+    def __init__(self, x: Tensor) -> None:
+        super().__init__()
+        self.h = nn.Identity()
+        self.register_buffer("x", x)
+        self.config = Config()
+
+    @property
+    def base_model(self) -> "Lookup":
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cpu")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.float32
+
+    @property
+    def dummy_inputs(self) -> dict[str, Tensor]:
+        return {"input_ids": torch.zeros(1, 4, dtype=torch.int64)}
+
+    def forward(self, input_ids: Tensor, **_: Any) -> Tensor:
+        result: Tensor = self.h(self.x[input_ids])
+        return result
+
+
+def sparsify_names(x: Tensor) -> dict[str, Any]:
+    from datasets import Dataset
+    from sparsify import SparseCoderConfig, TrainConfig
+
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(len(x), (STEPS * 8, BATCH // 8), generator=generator)
+    dataset = Dataset.from_dict({"input_ids": ids.tolist()}).with_format("torch")
+    cfg = TrainConfig(
+        SparseCoderConfig(num_latents=N, k=K), batch_size=8, hookpoints=["h"], optimizer="adam", lr=1e-3,
+        lr_warmup_steps=10, log_to_wandb=False, run_name="run", save_dir=".",
+    )  # fmt: skip
+    return {"cfg": cfg, "dataset": dataset, "model": Lookup(x)}
+
+
+def sparsify_train(x: Tensor) -> str:
+    from sparsify import Trainer
+
+    names = sparsify_names(x)
+    trainer = Trainer(names["cfg"], names["dataset"], names["model"])
+    trainer.fit()
+    trainer.saes["h"].save_to_disk("without")
+    return "without"
+
+
+@needs("sparsify")
+@pytest.mark.parametrize("gamma", GAMMAS)
+def test_sparsify_centres_by_its_first_batch_and_takes_the_recipe_too(gamma: float) -> None:
+    d, x = centred(gamma)
+    without = dead_pct(x, sparsify_train(x))
+    names = sparsify_names(x)
+    exec(d.recommended.recipe("sparsify"), names)
+    sae = names["trainer"].saes["h"]
+    sae.save_to_disk("with")
+    after = dead_pct(x, "with")
+    report(f"sparsify γ {gamma}", without, after)
+    assert max(without, after) < FEW_DEAD
+    found = diagnose(x, sae="with").trained
+    assert found is not None
+    assert found.bias.mean_in_bias == pytest.approx(1, abs=0.05)
+
+
+@needs("sparsify")
+@torch.no_grad()
+def test_whitened_tokens_of_sparsify_are_folded_into_its_sae(narrow: Diagnosis) -> None:
+    from sparsify import SparseCoder
+
+    x = flat_layer()
+    with torch.enable_grad():
+        without = dead_pct(x, sparsify_train(x))
+        names = sparsify_names(x)
+        exec(narrow.recommended.recipe("sparsify"), names)
+    after = dead_pct(x, "centred/h")
+    report("sparsify, whitening", without, after)
+    assert after < FEW_DEAD < without
+    theirs = SparseCoder.load_from_disk("centred/h")(x[:500])
+    assert distance(output(read_sae("centred/h"), x[:500])[1], theirs.sae_out) < 1e-3
