@@ -16,10 +16,10 @@ from torch.utils.data import DataLoader, TensorDataset
 from sae_outliers import Centering, TopK, diagnose, geometric_median, load_sae, moments, postln
 from sae_outliers.diagnosis.condition import Condition
 from sae_outliers.diagnosis.result import ModelDiagnosis
-from sae_outliers.diagnosis.shared_product import SharedProduct
 from sae_outliers.diagnosis.unseen import unseen
 from sae_outliers.diagnosis.verdict import FINE_TOPK_PCT, WHITEN_TOPK_PCT, verdict
 from sae_outliers.sae.evaluation import FateCounter, count_fates, fate_counter
+from sae_outliers.sae.shared_product import SharedProduct
 from sae_outliers.stats.transforms import CENTERINGS, Affine
 
 D, N, K = 64, 512, 8
@@ -41,54 +41,20 @@ def planted(gamma: float, tokens: int = 6000, d_model: int = D, rank: int | None
 # --- one product for all shifts ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("gamma", [0.5, 2.0, 50.0])
-def test_fates_of_all_shifts_are_those_of_separate_passes(gamma: float) -> None:
-    x = planted(gamma)
-    m = moments(x.split(1000))
-    sae = TopK(D, N, k=K)
-    shifts = {"off": torch.zeros(D), "mean": m.mean.float(), "half": m.mean.float() / 2}
-    shared = SharedProduct(sae.W_enc, m.mean, shifts, K)
-    for chunk in x.split(1000):
-        shared.update(chunk)
-    for name, shift in shifts.items():
-        apart = fate_counter(sae)
-        count_fates(apart, sae, Affine(shift), x[: shared.counters[name].n_tokens].split(1000))
-        together = shared.counters[name]
-        # the k-th and the next pre-activation of a token may be a rounding apart, in either
-        assert ((apart.selected - together.selected).abs() <= 2).all()
-        assert (apart.fates != together.fates).sum() <= 1
-        assert torch.allclose(apart.highest, together.highest, atol=1e-5 * (1 + gamma), rtol=1e-5)
-
-
-def test_the_shared_product_keeps_digits_that_the_plain_one_loses() -> None:
-    """At γ = 1e5 float32 leaves x W few digits of what varies; the exact pre-activations are formed in float64."""
-    x = planted(1e5).double()
-    x += torch.randn(x.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
-    x = x.float()
-    m, sae = moments([x]), TopK(D, N, k=K)
-    shared = SharedProduct(sae.W_enc, m.mean, {"mean": m.mean}, K)
-    shared.update(x)
-    center = m.mean.float().double()
-    exact = FateCounter(N, K)
-    exact.update(((x.double() - center) @ sae.W_enc.detach().double()).float())
-    plain = FateCounter(N, K)
-    plain.update(x @ sae.W_enc.detach() - (center @ sae.W_enc.detach().double()).float())
-    errors = [(c.highest - exact.highest).abs().max().item() for c in (shared.counters["mean"], plain)]
-    assert errors[0] < 1e-4
-    assert errors[1] > 100 * errors[0]
-
-
 def test_counting_stops_once_every_feature_is_alive_and_no_sooner() -> None:
     x = planted(0.0, tokens=20_000)
     sae = TopK(D, N, k=K)
     zero, far = torch.zeros(D), torch.zeros(D)
     far[3] = -100
-    shared = SharedProduct(sae.W_enc, zero, {"settles": zero, "does not": far}, K)
+    shared = SharedProduct(sae.W_enc, zero, enough=2048)
+    settles, does_not = fate_counter(sae), fate_counter(sae)
+    shared.add(settles, sae, Affine(zero))
+    shared.add(does_not, sae, Affine(far))
     for chunk in x.split(1000):
         shared.update(chunk)
-    assert 2048 <= shared.counters["settles"].n_tokens < 20_000
-    assert shared.counters["settles"].dead_pct_topk == 0
-    assert shared.counters["does not"].n_tokens == 20_000
+    assert 2048 <= settles.n_tokens < 20_000
+    assert settles.dead_pct_topk == 0
+    assert does_not.n_tokens == 20_000
 
 
 # --- figures ----------------------------------------------------------------------------------------------

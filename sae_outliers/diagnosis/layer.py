@@ -11,14 +11,15 @@ from sae_outliers.diagnosis.centering import Centering
 from sae_outliers.diagnosis.condition import Condition, condition_of
 from sae_outliers.diagnosis.result import Diagnosis, Recommendation
 from sae_outliers.diagnosis.severity import chunks, severity_of
-from sae_outliers.diagnosis.shared_product import SharedProduct
 from sae_outliers.diagnosis.verdict import verdict
 from sae_outliers.sae.architectures.topk import TopK
 from sae_outliers.sae.base import SparseAutoencoder
-from sae_outliers.sae.evaluation import alignment
+from sae_outliers.sae.evaluation import alignment, fate_counter
+from sae_outliers.sae.shared_product import SharedProduct
 from sae_outliers.stats.moments import Moments, geometric_median
 from sae_outliers.stats.transforms import CENTERINGS, Affine, Preprocessing
 
+ENOUGH_TOKENS = 2048  # for the share of tokens on which a feature is active, where no fate asks for more
 MEDIAN_TOLERANCE = 1e-4  # of the tokens' mean distance: far below what a median of a sample is uncertain by
 
 
@@ -90,15 +91,18 @@ def _conditions(
 ) -> dict[str, Condition]:
     """Count fates: of the centerings that only shift with one product, of whitening with a second."""
     sae, whiten = settings.sae, centerings["whiten"]
-    shifts = {name: affine.shift for name, affine in centerings.items() if affine.linear is None}
-    shifted = SharedProduct(sae.W_enc, m.mean, shifts, sae.k)
-    zero = torch.zeros_like(whiten.shift)
-    whitened = SharedProduct(sae.W_enc, zero, {"whiten": zero}, sae.k)
+    counters = {name: fate_counter(sae) for name in centerings}
+    shifted = SharedProduct(sae.W_enc, m.mean, ENOUGH_TOKENS)
+    for name, affine in centerings.items():
+        if affine.linear is None:
+            shifted.add(counters[name], sae, affine)
+    nothing = Affine(torch.zeros_like(whiten.shift))
+    whitened = SharedProduct(sae.W_enc, nothing.shift, ENOUGH_TOKENS)
+    whitened.add(counters["whiten"], sae, nothing)
     for x in chunks(tokens, settings.preprocess, settings.device):
         shifted.update(x)
         if not whitened.is_settled:
             whitened.update(whiten.apply(x))
-    counters = shifted.counters | whitened.counters
     return {
         name: condition_of(counters[name], m.mapped(affine.shift, affine.linear).gamma)
         for name, affine in centerings.items()

@@ -31,9 +31,13 @@ class Member(NamedTuple):
 class SharedProduct:
     """Counts the fates of SAEs with the same W_enc, whose centerings only shift and scale; see `shares`."""
 
-    def __init__(self, W_enc: Tensor, center: Tensor) -> None:
-        """W_enc is [d_model, n_features]; `center` [d_model] is what the product subtracts from the tokens: m."""
-        self.W_enc, self.center = W_enc.detach(), center.to(W_enc)
+    def __init__(self, W_enc: Tensor, center: Tensor, enough: int | None = None) -> None:
+        """W_enc is [d_model, n_features]; `center` [d_model] is what the product subtracts from the tokens: m.
+
+        A feature that was selected once is alive for good. Where only fates matter, a counter all of whose features
+        were selected takes no more tokens once it has had `enough`.
+        """
+        self.W_enc, self.center, self.enough = W_enc.detach(), center.to(W_enc), enough
         self.members: list[Member] = []
         self._zeros = W_enc.new_zeros(W_enc.shape[1])
 
@@ -49,10 +53,27 @@ class SharedProduct:
         constant = offset @ self.W_enc.double() + sae.b_enc.double()
         self.members.append(Member(counter, scale, constant.float() if constant.any() else None))
 
+    @property
+    def is_settled(self) -> bool:
+        """Return whether more tokens change no fate."""
+        return all(map(self._is_settled, self.members))
+
+    def _is_settled(self, member: Member) -> bool:
+        counter = member.counter
+        return self.enough is not None and counter.n_tokens >= self.enough and bool((counter.selected > 0).all())
+
     @torch.no_grad()
     def update(self, x: Tensor) -> None:
         """Take in tokens [tokens, d_model], before any centering."""
+        members = [member for member in self.members if not self._is_settled(member)]
+        if not members:
+            return
         for product in pre_activation_chunks(x - self.center, self.W_enc, self._zeros):
-            for counter, scale, constant in self.members:
-                pre = product if scale == 1 else product * scale
-                counter.update(pre if constant is None else pre + constant)
+            highest = product.amax(0)  # a scale and a constant, rounded or not, leave the largest the largest
+            for counter, scale, constant in members:
+                counter.update(_mapped(product, scale, constant), _mapped(highest, scale, constant))
+
+
+def _mapped(product: Tensor, scale: float, constant: Tensor | None) -> Tensor:
+    scaled = product if scale == 1 else product * scale
+    return scaled if constant is None else scaled + constant
