@@ -20,6 +20,7 @@ from sae_outliers.diagnosis.unseen import unseen
 from sae_outliers.diagnosis.verdict import FINE_TOPK_PCT, WHITEN_TOPK_PCT, verdict
 from sae_outliers.sae.evaluation import FateCounter, count_fates, fate_counter
 from sae_outliers.sae.shared_product import SharedProduct
+from sae_outliers.stats import theory
 from sae_outliers.stats.transforms import CENTERINGS, Affine
 
 D, N, K = 64, 512, 8
@@ -39,6 +40,16 @@ def planted(gamma: float, tokens: int = 6000, d_model: int = D, rank: int | None
 
 
 # --- one product for all shifts ---------------------------------------------------------------------------
+
+
+def test_how_long_b_dec_would_take_is_what_the_law_says_of_these_tokens() -> None:
+    x = planted(5.0)
+    d = diagnose(x, **SIZE)
+    off = x.double().mean(0).abs().max().item()
+    expected = theory.bias_half_time(off, 1e-3, d.severity.gamma, 256, SIZE["n_features"])
+    assert d.bias_half_time(lr=1e-3, batch_size=256) == pytest.approx(float(expected), rel=1e-6)
+    assert "b_dec, left to learn the mean by itself" in repr(d)
+    assert "b_dec, left to" not in repr(diagnose(planted(0.0), **SIZE))
 
 
 def test_counting_stops_once_every_feature_is_alive_and_no_sooner() -> None:

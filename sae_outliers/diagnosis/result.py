@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from html import escape
 
+import numpy as np
 import pandas as pd
 import torch
 from tabulate import tabulate
@@ -14,10 +15,12 @@ from sae_outliers.diagnosis.recentre import recentred
 from sae_outliers.diagnosis.recipes import recipe
 from sae_outliers.diagnosis.severity import Severity
 from sae_outliers.diagnosis.trained import TrainedSae
-from sae_outliers.diagnosis.verdict import Verdict
+from sae_outliers.diagnosis.verdict import FINE, Verdict
 from sae_outliers.results.features import Fate
 from sae_outliers.sae.base import SparseAutoencoder
+from sae_outliers.stats.theory import bias_half_time
 
+LR, BATCH_SIZE = 3e-4, 4096  # SAELens' defaults
 # features that more tokens would show alive are mentioned from this percent of all, and this share of the dead, on
 UNSEEN_PCT, UNSEEN_SHARE = 1.0, 0.2
 
@@ -89,6 +92,14 @@ class Diagnosis:
         }
         return pd.DataFrame.from_dict(rows, orient="index").rename_axis("centering")
 
+    def bias_half_time(self, lr: float = LR, batch_size: int = BATCH_SIZE) -> float:
+        """Return after about how many steps of Adam b_dec, left to itself, would hold half of the mean.
+
+        `theory.bias_half_time` says for what it was measured; elsewhere it tells the order of magnitude.
+        """
+        offset_max = np.abs(self.severity.mean).max()
+        return float(bias_half_time(offset_max, lr, self.severity.gamma, batch_size, self.n_features))
+
     @property
     def notes(self) -> list[str]:
         """Return sentences on what these figures do not settle."""
@@ -131,9 +142,13 @@ class Diagnosis:
             f"{head}{self.verdict.kind.upper()}. {self.verdict.reason}.",
             f"γ {s.gamma:.2f} as the SAE is given it ({self.preprocessing}); post-LN {s.gamma_postln:.2f}, raw "
             f"{s.gamma_raw:.2f}; effective rank {s.effective_rank:.1f} of {self.d_model}; {_outlier(s)}",
-            f"{self.n_features} features, k = {self.k}, at initialisation, on {self.n_tokens} tokens:",
         ]
-        return lines
+        if self.verdict.kind != FINE:
+            steps = f"{float(f'{self.bias_half_time():.1g}'):,.0f}"
+            lines.append(
+                f"b_dec, left to learn the mean by itself, would hold half of it after some {steps} steps at lr {LR:g}"
+            )
+        return [*lines, f"{self.n_features} features, k = {self.k}, at initialisation, on {self.n_tokens} tokens:"]
 
     def __repr__(self) -> str:
         after = [] if self.trained is None else ["", *self.trained.lines()]
