@@ -10,7 +10,8 @@
 All layers in one pass, and nothing stored but what `to=` asks for. Beside its own options it takes those of `run` that
 say which tokens there are and where: data=, preprocessing=, special_tokens=, seed=, device=, model.loader...=.
 
-The module can be called: it is `sae_outliers.diagnose(activations)` too, whichever way it was imported.
+The module can be called: it is `sae_outliers.diagnose(activations)` too, of activations [tokens, d_model], whichever
+way it was imported.
 """
 
 import sys
