@@ -17,10 +17,10 @@ STEPS = 3000
 TRAIN = (f"train.steps={STEPS}", "train.n_tokens=3000", "train.batch_size=256", "train.eval_every=100")
 
 SWEEPS = {
-    # 80 short jobs on four stores of activations
+    # 80 short jobs of four runs each, on four stores of activations
     "measured": (
         *("model=offline/minilm,offline/sapiens", "layer=all", "centering=off,on", "sae=topk,relu", "seed=0,1"),
-        *("train=none", *SMALL),
+        *("sae_seed=0,1,2,3", "train=none", *SMALL),
     ),
     # no checkpoint but the one that a preemption leaves; the activations are some of those above, and more
     "preempted": ("model=offline/minilm", "layer=2", *TRAIN, f"train.checkpoint_every={STEPS + 1}", *SMALL),
