@@ -50,6 +50,14 @@ def test_a_task_that_failed_says_nothing_and_is_no_layer(tmp_path: Path) -> None
     assert line.startswith("a, 2 layer(s): γ 1.00 to 2.00")
 
 
+def test_what_failed_first_is_not_the_first_result(tmp_path: Path) -> None:
+    failed = Task("a 1", "run", (), (run_dir(tmp_path, "a", 1, "none"),), tmp_path / "s")
+    live = Live([failed, measured(tmp_path, "b", 1, off=5.0)])
+    assert list(live.ended(0)) == []
+    (line,) = live.ended(1)
+    assert line.startswith("b layer 1, topk")
+
+
 def test_the_time_left_goes_by_the_work_that_is_left(tmp_path: Path) -> None:
     tasks = [measured(tmp_path, "a", layer, 3 * OVERHEAD * (layer - 1), off=0.0) for layer in (1, 2)]
     live = Live(tasks)

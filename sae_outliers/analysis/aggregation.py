@@ -32,8 +32,6 @@ def aggregate(config: AggregateConfig) -> str:
         raise ValueError(f"There is nothing to aggregate. Left out: {'; '.join(left_out(inputs))}")
     figures = dict(all_figures(inputs, published))
     page = None if inputs.by else into / REPORT  # its charts would pool what was told apart
-    from sae_outliers.analysis.report.page import write_report  # loads Altair, for which an error need not wait
-
     try:
         with replaced(into) as folder:
             for table in tables:
@@ -41,6 +39,8 @@ def aggregate(config: AggregateConfig) -> str:
             for name, figure in figures.items():
                 write_figure(figure, name, folder / "figures")
             if page:
+                from sae_outliers.analysis.report.page import write_report  # loads Altair, 1 s
+
                 write_report(folder / REPORT, config, inputs, tables, published, mixed, left_out(inputs))
     except OSError as error:
         raise ValueError(

@@ -6,9 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sae_outliers.diagnosis.unseen import Unseen, unseen
-from sae_outliers.sae.evaluation import FateCounter
-
-ALWAYS_ON = 0.9  # share of the tokens, as in sae.evaluation
+from sae_outliers.sae.evaluation import ALWAYS_ON, FateCounter
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from pathlib import Path
 from sae_outliers.data.array_files import supported
 from sae_outliers.data.layered import LAYER, NUMBERED, layer_paths
 from sae_outliers.paths import CONF_OWN, config_folders
+from sae_outliers.utils.quoting import quoted
 
 TIMM = "timm:"
 
@@ -28,19 +29,19 @@ def overrides_of(targets: Sequence[str]) -> list[str]:
     if any((folder / "model" / f"{target}.yaml").is_file() for folder in config_folders() if folder != CONF_OWN):
         return [f"model={target}"]
     if target.startswith(TIMM):
-        return ["model=timm", f"name={_quoted(target.removeprefix(TIMM))}"]
+        return ["model=timm", f"name={quoted(target.removeprefix(TIMM))}"]
     path = Path(target).expanduser()
     if LAYER in target or path.is_file() or (path.is_dir() and not (path / "config.json").is_file()):
         return _dump(target)
     if not path.exists() and (supported(path) or target.startswith(("/", "./", "../", "~"))):
         raise FileNotFoundError(f"{target} does not exist")
-    return ["model=hf", f"name={_quoted(target)}"]
+    return ["model=hf", f"name={quoted(target)}"]
 
 
 def _dump(path: str) -> list[str]:
     """Layers are numbered from wherever the names of the files begin."""
     first = [f"model.first_layer={min(layer_paths(path))}"] if LAYER in path else []
-    return ["model=dump", f"path={_quoted(path)}", *first]
+    return ["model=dump", f"path={quoted(path)}", *first]
 
 
 def _together(paths: Sequence[Path]) -> str:
@@ -59,9 +60,3 @@ def _together(paths: Sequence[Path]) -> str:
             "of a dump into a folder of their own, and name that"
         )
     return str(folder)
-
-
-def _quoted(value: str) -> str:
-    """Return it as a string of Hydra's grammar, whatever characters it has."""
-    escaped = value.replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{escaped}"'

@@ -15,6 +15,8 @@ from sae_outliers.sae.kernels import choose_topk, count, decode, largest, pre_ac
 from sae_outliers.stats.moments import Moments
 from sae_outliers.stats.transforms import Affine
 
+ALWAYS_ON = 0.9  # share of the tokens on which a feature is active, above which it counts as always on
+
 
 class FateCounter:
     """Counts over chunks of pre-activations how high each feature gets, and on how many tokens it is selected.
@@ -67,7 +69,7 @@ class Evaluation:
     @property
     def always_on(self) -> Tensor:
         """Return which features are active on more than 90 % of the tokens, bool [n_features]."""
-        return self.active > 0.9 * self.fates.n_tokens
+        return self.active > ALWAYS_ON * self.fates.n_tokens
 
     @property
     def always_on_l0_pct(self) -> float:

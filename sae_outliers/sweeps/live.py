@@ -32,8 +32,9 @@ class Live:
         self._waiting[task.model] -= 1
         is_first = not self._rows
         rows = [row for row in map(_read, task.results) if row is not None]
-        if rows:
-            self._rows[task.model] += rows
+        if not rows and task.model not in self._rows:
+            return
+        self._rows[task.model] += rows
         if is_first:
             yield from map(describe_run, rows)
         if self._waiting[task.model] == 0 and len(self._rows[task.model]) > len(rows):

@@ -13,6 +13,7 @@ from sae_outliers.runs.activations import stream_of
 from sae_outliers.runs.layer_spec import layers_of
 from sae_outliers.sae.kernels import pre_activation_chunks
 from sae_outliers.stats.transforms import postln
+from tests.benchmarks.extraction import backbone_at_hand
 from tests.benchmarks.plan import Plan
 from tests.benchmarks.timing import seconds_of
 from tests.conftest import composed
@@ -23,9 +24,8 @@ def table(plan: Plan, device: torch.device) -> pd.DataFrame:
     size = plan.size
     cfg = composed(f"model={plan.extraction_model}", "train=none", f"n_eval={plan.diagnosis_tokens}")
     stream = replace(stream_of(cfg), device=device)
-    try:
-        backbone = stream.load_backbone()
-    except (FileNotFoundError, ModuleNotFoundError):
+    backbone = backbone_at_hand(stream)
+    if backbone is None:
         return pd.DataFrame()
     layers = layers_of(cfg.model, "all")
     tokens: dict[int, Tensor] = {}

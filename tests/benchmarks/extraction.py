@@ -10,6 +10,8 @@ import torch
 
 from sae_outliers.activations.extract import Shards
 from sae_outliers.activations.store import LayerFiles
+from sae_outliers.activations.stream import TokenStream
+from sae_outliers.models.backbone import Backbone
 from sae_outliers.runs.activations import stream_of
 from sae_outliers.runs.layer_spec import layers_of
 from tests.benchmarks.plan import Plan
@@ -19,13 +21,20 @@ from tests.conftest import composed
 PLAIN = "forward pass alone"
 
 
+def backbone_at_hand(stream: TokenStream) -> Backbone | None:
+    """Return the network of a stream; None without the package that carries it."""
+    try:
+        return stream.load_backbone()
+    except (FileNotFoundError, ModuleNotFoundError):
+        return None
+
+
 def table(plan: Plan, device: torch.device) -> pd.DataFrame:
     """A row per case; `ratio` is its median time over that of the forward pass. Empty without the model's package."""
     cfg = composed(f"model={plan.extraction_model}", "layer=all")
     stream = replace(stream_of(cfg), device=device)
-    try:
-        backbone = stream.load_backbone()
-    except (FileNotFoundError, ModuleNotFoundError):
+    backbone = backbone_at_hand(stream)
+    if backbone is None:
         return pd.DataFrame()
     layers = layers_of(cfg.model, "all")
     inputs = [batch.to(device) for batch in islice(stream.batches(backbone), plan.extraction_batches)]

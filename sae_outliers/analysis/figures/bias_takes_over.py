@@ -44,11 +44,16 @@ def death_pathways(inputs: Inputs) -> Figure | None:
 
 
 def _figure(inputs: Inputs, panels: dict[str, Column]) -> Figure | None:
-    curves = inputs.trained.curves
+    curves = of_the_bias(inputs.trained.curves)
+    return None if curves.empty else draw(curves, panels)
+
+
+def of_the_bias(curves: pd.DataFrame) -> pd.DataFrame:
+    """Return the points of uncentered TopK runs of planted γ without revival that say how much the bias holds."""
     if curves.empty or "mean_in_bias" not in curves:
-        return None
+        return pd.DataFrame()
     shown = curves["condition"].isin(DASHES) & curves["planted_gamma"].notna() & curves["mean_in_bias"].notna()
-    return draw(curves[shown], panels) if shown.any() else None
+    return curves[shown]
 
 
 @mpl.rc_context(STYLE)

@@ -4,9 +4,8 @@ import matplotlib as mpl
 import pandas as pd
 from matplotlib.figure import Figure
 
-from sae_outliers.analysis.conditions import conditions_among
 from sae_outliers.analysis.figures import figure
-from sae_outliers.analysis.figures.over_seeds import line_over_seeds
+from sae_outliers.analysis.figures.over_seeds import line_per_condition
 from sae_outliers.analysis.figures.style import STYLE
 from sae_outliers.analysis.inputs import Inputs
 
@@ -30,13 +29,9 @@ def learning_rate(inputs: Inputs) -> Figure | None:
 def draw(runs: pd.DataFrame) -> Figure:
     """Draw a panel for each of PANELS at the end of training: a line per condition."""
     figure = Figure(figsize=(8.4, 3.0), layout="constrained")
-    conditions = conditions_among(runs["condition"])
     for axes, (column, title) in zip(figure.subplots(1, len(PANELS), sharex=True), PANELS.items(), strict=True):
-        for name, one in conditions.items():
-            mine = runs[runs["condition"] == name]
-            look = dict(c=one.color, ls=one.dash, marker=one.marker, ms=4.5, label=name)
-            line_over_seeds(axes, mine["lr"], mine[column], **look)
+        line_per_condition(axes, runs, "lr", column)
         axes.set(title=title, xlabel="learning rate", xscale="log")
         axes.set_ylim(bottom=0)
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=len(conditions))
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=runs["condition"].nunique())
     return figure

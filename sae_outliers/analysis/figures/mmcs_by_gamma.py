@@ -4,9 +4,8 @@ import matplotlib as mpl
 import pandas as pd
 from matplotlib.figure import Figure
 
-from sae_outliers.analysis.conditions import conditions_among
 from sae_outliers.analysis.figures import figure
-from sae_outliers.analysis.figures.over_seeds import line_over_seeds
+from sae_outliers.analysis.figures.over_seeds import line_per_condition
 from sae_outliers.analysis.figures.style import STYLE, gamma_axis
 from sae_outliers.analysis.inputs import Inputs
 
@@ -21,13 +20,10 @@ def mmcs_by_gamma(inputs: Inputs) -> Figure | None:
 
 @mpl.rc_context(STYLE)
 def draw(runs: pd.DataFrame) -> Figure:
-    """Draw MMCS after training, and the least on the way where it is known, against planted γ: a line per condition."""
+    """Draw MMCS after training against planted γ: a line per condition."""
     figure = Figure(figsize=(5.4, 3.2), layout="constrained")
     axes = figure.subplots()
-    for one in conditions_among(runs["condition"]).values():
-        mine = runs[runs["condition"] == one.name]
-        look = dict(c=one.color, ls=one.dash, marker=one.marker, ms=4.5, label=one.name)
-        line_over_seeds(axes, mine["planted_gamma"], mine["mmcs"], **look)
+    line_per_condition(axes, runs, "planted_gamma", "mmcs")
     gamma_axis(axes, runs["planted_gamma"])
     axes.set(xlabel="planted γ", title="True features found (MMCS) after training")
     figure.legend(loc="outside upper center", ncols=2)

@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from sae_outliers.analysis.conditions import CONDITIONS, conditions_of
+from sae_outliers.analysis.conditions import conditions_of
+from sae_outliers.analysis.figures.bias_takes_over import FREE, FROZEN, of_the_bias
 from sae_outliers.analysis.figures.gamma_by_depth import spread
 from sae_outliers.analysis.figures.style import gamma_limits
 from sae_outliers.analysis.report.captions import SETTINGS, measured_on
@@ -31,9 +32,7 @@ CAPTION = ("model", "layer", *SETTINGS)  # what `measured_on` needs
 FORMS = {"TopK": "closed form", "TopK small": "small-γ threshold", "ReLU": "closed form"}
 DEATHS = ("dead_pct_topk", "dead_pct_relu", "dead_pct_window")  # of curves.parquet, in the order of the page
 BIAS = ("mean_in_bias", "always_on", "dead_pct_relu")
-OF_BIAS = {
-    CONDITIONS["none", "off", b_dec].name: word for b_dec, word in {"": "learns", "frozen b_dec": "frozen"}.items()
-}
+OF_BIAS = {FREE: "learns", FROZEN: "frozen"}
 BREAK = " · "  # between the two lines of a label
 MOST_POINTS = 500_000  # of all death curves together; more are thinned out, for the page's size
 MOST_LABELS = 24  # names beside the lines of γ by depth
@@ -170,14 +169,12 @@ def _source(model: Any, layer: Any, planted: Any, group: pd.DataFrame, every: in
 
 def bias_curves(curves: pd.DataFrame) -> pd.DataFrame:
     """Return how the bias takes the mean over in the uncentered TopK runs of planted γ without revival."""
-    if curves.empty or "mean_in_bias" not in curves:
+    rows = of_the_bias(curves)
+    if rows.empty:
         return pd.DataFrame()
-    shown = curves["condition"].isin(OF_BIAS) & curves["planted_gamma"].notna() & curves["mean_in_bias"].notna()
-    rows = curves[shown]
     run = rows["run_dir"].map({name: i for i, name in enumerate(rows["run_dir"].unique())})
     rows = rows.assign(run=run, b_dec=rows["condition"].map(OF_BIAS), mean_in_bias=100 * rows["mean_in_bias"])
-    if len(rows):
-        rows = rows[_kept(rows["run"], -(-len(rows) // (MOST_POINTS // 10)))]
+    rows = rows[_kept(rows["run"], -(-len(rows) // (MOST_POINTS // 10)))]
     return _chosen(rows, ("model", "layer", "planted_gamma", "b_dec", "run", "tokens", *BIAS))
 
 

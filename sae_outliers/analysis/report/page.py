@@ -17,6 +17,7 @@ from sae_outliers.analysis.report.sections import Contents, sections
 from sae_outliers.analysis.select import Mix, describe_mix
 from sae_outliers.analysis.write import Table
 from sae_outliers.utils.files import atomic_write
+from sae_outliers.utils.quoting import quoted
 
 TEMPLATES = Path(__file__).parent / "templates"
 TITLE = "Activation outliers and the SAE features they kill"
@@ -161,9 +162,4 @@ def _quoted(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     text = str(value)
-    return text if text.replace("/", "").replace(".", "").replace("_", "").replace("-", "").isalnum() else repr_of(text)
-
-
-def repr_of(text: str) -> str:
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{escaped}"'
+    return text if text.replace("/", "").replace(".", "").replace("_", "").replace("-", "").isalnum() else quoted(text)
