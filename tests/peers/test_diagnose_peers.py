@@ -337,3 +337,36 @@ def test_whitened_tokens_of_sparsify_are_folded_into_its_sae(narrow: Diagnosis) 
     assert after < FEW_DEAD < without
     theirs = SparseCoder.load_from_disk("centred/h")(x[:500])
     assert distance(output(read_sae("centred/h"), x[:500])[1], theirs.sae_out) < 1e-3
+
+
+# --- saev -------------------------------------------------------------------------------------------------
+
+
+@needs("saev")
+@torch.no_grad()
+def test_what_saev_wrote_is_read_as_it_computes_it() -> None:
+    """By the version on PyPI; of its trainer no more than the loop, for the rest wants images and W&B."""
+    from saev import config, nn
+
+    x = layer(2.0)
+    torch.manual_seed(0)
+    sae = nn.SparseAutoencoder(config.SparseAutoencoder(d_vit=D, exp_factor=N // D, n_reinit_samples=1000))
+    sae.init_b_dec(x)
+    sae.normalize_w_dec()
+    optimizer = torch.optim.Adam(sae.parameters(), lr=1e-3)
+    with torch.enable_grad():
+        for _, batch in zip(range(STEPS), batches(x), strict=False):
+            optimizer.zero_grad()
+            sae(batch)[2].loss.backward()
+            sae.remove_parallel_grads()
+            optimizer.step()
+            sae.normalize_w_dec()
+    nn.dump("sae/sae.pt", sae)
+    theirs = nn.load("sae/sae.pt")
+    x_hat_by_saev, features_by_saev, _ = theirs(x[:500])
+    features, x_hat = output(read_sae("sae"), x[:500])
+    assert distance(features, features_by_saev) < 1e-4
+    assert distance(x_hat, x_hat_by_saev) < 1e-4
+    found = diagnose(x, sae="sae").trained
+    assert found is not None
+    assert found.bias.mean_in_bias == pytest.approx(1, abs=0.05)  # it starts b_dec at the mean

@@ -1,6 +1,7 @@
-"""saev: sae.pt, one line of JSON (schema, cfg, commit, lib) and then a state_dict of torch.save.
+"""saev: sae.pt, one line of JSON and then a state_dict of torch.save.
 
-Its encoder does not subtract b_dec, and an activation's settings come by the name of their class.
+The line holds schema, cfg, commit and lib; its encoder does not subtract b_dec, and an activation's settings come by
+the name of their class. Version 0.1.0, the one on PyPI, wrote the config alone, of a ReLU SAE that does subtract b_dec.
 """
 
 import json
@@ -16,6 +17,7 @@ from sae_outliers.sae.base import SparseAutoencoder
 
 FILE = "sae.pt"
 NAMES = {name: name for name in ("W_enc", "b_enc", "W_dec", "b_dec")}
+OLD = {"d_vit", "exp_factor"}  # in the line that saev 0.1.0 wrote
 HEADER_BYTES = 1 << 20  # more than any header has; a file without a line ending is not read whole
 
 
@@ -31,15 +33,17 @@ def _header(path: Path) -> dict[str, Any] | None:
         found = json.loads(line)
     except ValueError:
         return None
-    return found if isinstance(found, dict) and "cfg" in found else None
+    return found if isinstance(found, dict) and ("cfg" in found or OLD <= set(found)) else None
 
 
 def read(place: Path) -> LoadedSae:
     path = place / FILE if place.is_dir() else place
     content = path.read_bytes()
     line, _, rest = content.partition(b"\n")
-    cfg = json.loads(line)["cfg"]
-    name, options = _activation(json.loads(line))
+    header = json.loads(line)
+    old = "cfg" not in header
+    cfg = header if old else header["cfg"]
+    name, options = _activation(header)
     tensors = state_dict_of(path, rest)
     weights = take(tensors, NAMES, path)
     n_features, d_model = weights["W_dec"].shape
@@ -53,12 +57,12 @@ def read(place: Path) -> LoadedSae:
             sae = ReLU(d_model, n_features, k=k_of(n_features))
         case _:
             raise ValueError(f"{path}: the activation {name} is not read: Relu, TopK and BatchTopK are")
-    return LoadedSae(filled(sae, weights, path, subtracts_b_dec=False), f"saev {name} SAE in {path}")
+    return LoadedSae(filled(sae, weights, path, subtracts_b_dec=old), f"saev {name} SAE in {path}")
 
 
 def _activation(header: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     """Return the class and the settings of the activation; the first schema had the class beside the config."""
-    activation = header["cfg"].get("activation")
+    activation = header.get("cfg", {}).get("activation")
     if isinstance(activation, dict) and "cls" in activation:
         return activation["cls"], activation.get("params", {})
     return header.get("cls", "Relu"), {}
