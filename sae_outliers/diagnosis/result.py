@@ -38,7 +38,10 @@ class Recommendation:
     centering: Centering
 
     def recipe(self, library: str) -> str:
-        """Return lines to paste that do this in `saelens`, `dictionary_learning`, `sparsify` or a plain `torch` loop.
+        """Return lines to paste that do this in a library.
+
+        That is `saelens` (its LanguageModelSAETrainingRunner), `saelens_trainer` (its SAETrainer, on activations of
+        your own), `dictionary_learning`, `sparsify` or a plain `torch` loop.
 
         Raises:
             ValueError: another library.

@@ -5,6 +5,8 @@ Planted γ, so that the truth is known: with the mean left in, features die; wit
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache, partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +14,22 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import sae_outliers.diagnose as command
 from sae_outliers import diagnose
+from sae_outliers.data.text import texts
+from sae_outliers.diagnosis.model import layer_tokens
 from sae_outliers.diagnosis.readers.base import read_sae
 from sae_outliers.diagnosis.result import Diagnosis
+from sae_outliers.models import packaged
+from sae_outliers.runs.activations import stream_of
+from sae_outliers.runs.layer_spec import layers_of
 from tests.peers.test_peers import needs
 from tests.test_diagnose import planted
 from tests.test_diagnose_trained import output
 from tests.test_export import distance
 
 D, N, K, STEPS, BATCH = 64, 512, 8, 400, 256
+RUNNER_STEPS = 150
 SIZE = {"n_features": N, "k": K}
 FEW_DEAD = 5.0
 
@@ -51,6 +60,29 @@ def centred(gamma: float) -> tuple[Diagnosis, Tensor]:
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+
+
+def real_layer(*request: str) -> Tensor:
+    """Tokens [tokens, d_model] of a layer of a packaged model, as the network has them."""
+    cfg = command.composed(command.parse([*request, "preprocessing=raw"]))
+    stream = stream_of(cfg)
+    return next(layer_tokens(cfg, stream, stream.load_backbone(), layers_of(cfg.model, cfg.layer)))[1]
+
+
+@cache
+def smollm2() -> Tensor:
+    """At the output of block 29, where γ is largest after a layer norm."""
+    return real_layer("offline/smollm2", "layer=29", "tokens=8000")
+
+
+def spliceai() -> tuple[Diagnosis, Tensor]:
+    """The real layer with the largest γ that packages carry, 1.84 as the network has it; its centering as in `centred`."""
+    if find_spec("spliceai") is None:
+        pytest.skip("SpliceAI is not installed: make bench-peers SPLICEAI=yes adds it")
+    x = real_layer("offline/spliceai", "layer=12", "tokens=20000")
+    found = diagnose(x, **SIZE)
+    found.recommended.centering.save("centering.safetensors")
+    return found, x
 
 
 def report(library: str, without: float, after: float) -> None:
@@ -84,7 +116,8 @@ def saelens_sae(**settings: Any) -> Any:
 
     torch.manual_seed(0)
     # its default norm of 0.1 loses features of its own accord in so short a training, centred or not
-    cfg = TopKTrainingSAEConfig(d_in=D, d_sae=N, k=K, aux_loss_coefficient=0.0, decoder_init_norm=1.0, **settings)
+    fixed = {"d_in": D, "d_sae": N, "k": K, "aux_loss_coefficient": 0.0, "decoder_init_norm": 1.0}
+    cfg = TopKTrainingSAEConfig(**fixed | settings)
     return TopKTrainingSAE(cfg)
 
 
@@ -120,9 +153,87 @@ def test_saelens_loses_features_and_with_the_recipe_it_does_not(gamma: float) ->
     d, x = centred(gamma)
     without = dead_pct(x, saelens_saved(saelens_fit(x, saelens_sae()), "without"))
     names = saelens_names(x, saelens_sae())
-    exec(d.recommended.recipe("saelens"), names)
+    exec(d.recommended.recipe("saelens_trainer"), names)
     after = dead_pct(x, saelens_saved(names["sae"], "with"))
     report(f"saelens γ {gamma}", without, after)
+    assert after < FEW_DEAD < without
+
+
+@needs("saelens")
+@pytest.mark.weights
+def test_saelens_on_a_layer_of_smollm2_loses_features_and_with_the_recipe_it_does_not() -> None:
+    """At the output of block 29, after the layer norm that SAELens does to tokens."""
+    x = smollm2()
+    d = diagnose(x, preprocessing="layer_norm", **SIZE)
+    d.recommended.centering.save("centering.safetensors")
+    sizes = {"d_in": x.shape[1], "normalize_activations": "layer_norm"}
+    without = dead_pct(x, saelens_saved(saelens_fit(x, saelens_sae(**sizes)), "without"))
+    names = saelens_names(x, saelens_sae(**sizes))
+    exec(d.recommended.recipe("saelens_trainer"), names)
+    after = dead_pct(x, saelens_saved(names["sae"], "with"))
+    report(f"saelens SmolLM2 layer 29, γ {d.severity.gamma:.2f}", without, after)
+    assert after < FEW_DEAD < without
+
+
+def runner_config(folder: Path, layer: int, output: str) -> Any:
+    """SAELens' runner on the first blocks of a model in a folder."""
+    from sae_lens import LanguageModelSAERunnerConfig, LoggingConfig
+
+    size = {"d_in": 576, "normalize_activations": "layer_norm"}
+    return LanguageModelSAERunnerConfig(
+        sae=saelens_sae(**size).cfg,
+        model_name=str(folder),
+        model_class_name="AutoModelForCausalLM",
+        model_from_pretrained_kwargs={"num_hidden_layers": layer},
+        hook_name=f"model.layers.{layer - 1}",
+        is_dataset_tokenized=False,
+        prepend_bos=False,
+        training_tokens=RUNNER_STEPS * BATCH,
+        train_batch_size_tokens=BATCH,
+        store_batch_size_prompts=4,
+        n_batches_in_buffer=8,
+        lr=1e-3,
+        lr_end=1e-3,
+        checkpoint_path=None,
+        output_path=output,
+        logger=LoggingConfig(log_to_wandb=False),
+    )
+
+
+@needs("saelens")
+@pytest.mark.weights
+def test_saelens_on_a_layer_of_spliceai_loses_features_and_with_the_recipe_it_does_not() -> None:
+    d, x = spliceai()
+    without = dead_pct(x, saelens_saved(saelens_fit(x, saelens_sae(d_in=x.shape[1])), "without"))
+    names = saelens_names(x, saelens_sae(d_in=x.shape[1]))
+    exec(d.recommended.recipe("saelens_trainer"), names)
+    after = dead_pct(x, saelens_saved(names["sae"], "with"))
+    report(f"saelens, SpliceAI layer 12, γ {d.severity.gamma:.2f}", without, after)
+    assert after < FEW_DEAD < without
+
+
+@needs("saelens")
+@pytest.mark.weights
+def test_saelens_runner_with_the_recipe_loses_no_feature_of_smollm2(monkeypatch: pytest.MonkeyPatch) -> None:
+    import sae_lens
+    from datasets import Dataset
+
+    layer = 3
+    x = real_layer("offline/smollm2", f"layer={layer}", "tokens=8000")
+    d = diagnose(x, preprocessing="layer_norm", **SIZE)
+    d.recommended.centering.save("centering.safetensors")
+    folder = packaged.smollm2()
+    text = Dataset.from_dict({"text": list(texts("docstrings"))})
+    # for a user, the config names the dataset
+    monkeypatch.setattr(
+        sae_lens,
+        "LanguageModelSAETrainingRunner",
+        partial(sae_lens.LanguageModelSAETrainingRunner, override_dataset=text),
+    )
+    sae_lens.LanguageModelSAETrainingRunner(runner_config(folder, layer, "without")).run()
+    exec(d.recommended.recipe("saelens"), {"cfg": runner_config(folder, layer, "with")})
+    without, after = dead_pct(x, "without"), dead_pct(x, "with")
+    report(f"saelens' runner, SmolLM2 layer {layer}, γ {d.severity.gamma:.2f}", without, after)
     assert after < FEW_DEAD < without
 
 
@@ -131,7 +242,7 @@ def test_whitened_tokens_of_saelens_are_folded_into_its_sae(narrow: Diagnosis) -
     x = flat_layer()
     without = dead_pct(x, saelens_saved(saelens_fit(x, saelens_sae()), "without"))
     names = saelens_names(x, saelens_sae(normalize_activations="covariance_whitening"))
-    exec(narrow.recommended.recipe("saelens"), names)
+    exec(narrow.recommended.recipe("saelens_trainer"), names)
     after = dead_pct(x, saelens_saved(names["sae"], "with"))
     report("saelens, whitening", without, after)
     assert after < FEW_DEAD < without
@@ -174,7 +285,7 @@ class Buffer:
     """As dictionary_learning's ActivationBuffer: it is iterated, and has a config."""
 
     def __init__(self, x: Tensor) -> None:
-        self.x, self.config = x, {"ctx_len": 128, "d_submodule": D}
+        self.x, self.config = x, {"ctx_len": 128, "d_submodule": x.shape[1]}
 
     def __iter__(self) -> Iterator[Tensor]:
         return batches(self.x)
@@ -184,7 +295,7 @@ def dl_names(x: Tensor, save_dir: str, trainer: str) -> dict[str, Any]:
     from dictionary_learning.trainers.standard import StandardTrainer
     from dictionary_learning.trainers.top_k import TopKTrainer
 
-    shared = {"steps": STEPS, "activation_dim": D, "dict_size": N, "layer": 0, "lm_name": "none", "lr": 1e-3,
+    shared = {"steps": STEPS, "activation_dim": x.shape[1], "dict_size": N, "layer": 0, "lm_name": "none", "lr": 1e-3,
               "warmup_steps": 10, "seed": 0, "device": "cpu"}  # fmt: skip
     if trainer == "topk":
         config = shared | {"trainer": TopKTrainer, "k": K, "auxk_alpha": 0.0}
@@ -214,6 +325,22 @@ def test_dictionary_learning_with_the_recipe_loses_no_features(trainer: str, gam
     report(f"dictionary_learning {trainer} γ {gamma}", without, after)
     assert after < FEW_DEAD
     assert (without > FEW_DEAD) == (trainer == "standard")
+
+
+@needs("dictionary_learning")
+@pytest.mark.weights
+def test_dictionary_learning_loses_no_features_of_a_layer_of_smollm2_with_the_recipe_nor_without() -> None:
+    """Tokens after LayerNorm, which it leaves to its user; what its StandardTrainer loses, it loses at higher γ."""
+    x = smollm2()
+    x = (x - x.mean(1, keepdim=True)) / x.std(1, keepdim=True)
+    d = diagnose(x, **SIZE)
+    d.recommended.centering.save("centering.safetensors")
+    without = dead_pct(x, dl_train(x, "without", "standard"))
+    names = dl_names(x, "with", "standard")
+    exec(d.recommended.recipe("dictionary_learning"), names)
+    after = dead_pct(x, "with/trainer_0")
+    report(f"dictionary_learning, SmolLM2 layer 29, γ {d.severity.gamma:.2f}", without, after)
+    assert max(without, after) < FEW_DEAD
 
 
 @needs("dictionary_learning")
@@ -247,8 +374,8 @@ def test_what_dictionary_learning_trained_is_read_as_it_computes_it(trainer: str
 
 @dataclass
 class Config:
+    hidden_size: int
     num_hidden_layers: int = 1
-    hidden_size: int = D
 
 
 class Lookup(nn.Module):
@@ -258,7 +385,7 @@ class Lookup(nn.Module):
         super().__init__()
         self.h = nn.Identity()
         self.register_buffer("x", x)
-        self.config = Config()
+        self.config = Config(x.shape[1])
 
     @property
     def base_model(self) -> "Lookup":
