@@ -16,7 +16,8 @@ SAELENS_SHIFT = """\
 import torch
 from sae_lens import LanguageModelSAETrainingRunner
 {load}
-# cfg: your LanguageModelSAERunnerConfig; its sae has apply_b_dec_to_input=True and normalize_activations="{normalisation}"
+# cfg: your LanguageModelSAERunnerConfig; its sae has apply_b_dec_to_input=True and
+# normalize_activations="{normalisation}"
 runner = LanguageModelSAETrainingRunner(cfg)
 with torch.no_grad():
     runner.sae.b_dec.copy_(centering.shift)

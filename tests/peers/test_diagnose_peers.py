@@ -76,7 +76,7 @@ def smollm2() -> Tensor:
 
 
 def spliceai() -> tuple[Diagnosis, Tensor]:
-    """The real layer with the largest γ that packages carry, 1.84 as the network has it; its centering as in `centred`."""
+    """The real layer with the largest γ that packages carry, 1.84 raw; its centering is left as by `centred`."""
     if find_spec("spliceai") is None:
         pytest.skip("SpliceAI is not installed: make bench-peers SPLICEAI=yes adds it")
     x = real_layer("offline/spliceai", "layer=12", "tokens=20000")

@@ -33,7 +33,7 @@ def _header(path: Path) -> dict[str, Any] | None:
         found = json.loads(line)
     except ValueError:
         return None
-    return found if isinstance(found, dict) and ("cfg" in found or OLD <= set(found)) else None
+    return found if isinstance(found, dict) and ("cfg" in found or set(found) >= OLD) else None
 
 
 def read(place: Path) -> LoadedSae:
