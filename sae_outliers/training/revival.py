@@ -109,7 +109,7 @@ class GhostGrads(Revival):
         if len(dead) == 0:
             return 0.0
         W_enc, b_enc, W_dec = feature_weights(sae, dead)
-        pre = torch.addmm(b_enc, x - sae.b_dec, W_enc) * (sae.d_model**0.5 / sae.scale)
+        pre = pre_activations(x, sae.b_dec, W_enc, b_enc) * (sae.d_model**0.5 / sae.scale)
         # a factor common to a token's features is lost in the scaling below
         ghost = (pre - pre.detach().amax(1, keepdim=True)).exp() @ W_dec
         e = output.residual
@@ -140,7 +140,7 @@ class PreactLoss(Revival):
             return 0.0
         assert isinstance(sae, JumpReLU)
         W_enc, b_enc, W_dec = feature_weights(sae, dead)
-        pre = torch.addmm(b_enc, x - sae.b_dec, W_enc)
+        pre = pre_activations(x, sae.b_dec, W_enc, b_enc)
         short = (sae.threshold[dead] * sae.unit - pre).relu()
         return self.coefficient * (short @ W_dec.norm(dim=1)).mean() / sae.scale
 
@@ -215,9 +215,17 @@ def reconstruct_sparsely(x: Tensor, b_dec: Tensor, W_enc: Tensor, b_enc: Tensor,
 
 def reconstruct_densely(x: Tensor, b_dec: Tensor, W_enc: Tensor, b_enc: Tensor, W_dec: Tensor, k: int) -> Tensor:
     """Return what `reconstruct_sparsely` does, by way of all pre-activations."""
-    pre = torch.addmm(b_enc, x - b_dec, W_enc)
+    pre = pre_activations(x, b_dec, W_enc, b_enc)
     _, indices = largest(pre.detach(), k)
     return torch.zeros_like(pre).scatter(1, indices, pre.gather(1, indices).relu()) @ W_dec
+
+
+def pre_activations(x: Tensor, b_dec: Tensor, W_enc: Tensor, b_enc: Tensor) -> Tensor:
+    """Return (x - b_dec) @ W_enc + b_enc, differentiable in the weights."""
+    # b_dec shifts every token alike: its gradient needs those of the pre-activations summed over the tokens, which
+    # comes this way, by a shift of 0, and not a product with each of them
+    shift = (b_dec - b_dec.detach()) @ W_enc.detach()
+    return torch.addmm(b_enc - shift, x - b_dec.detach(), W_enc)
 
 
 def feature_weights(sae: SparseAutoencoder, indices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
