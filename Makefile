@@ -23,7 +23,7 @@ BENCH = $(if $(wildcard .venv-peers/.installed),.venv-peers,.venv)/bin/python
 
 .DEFAULT_GOAL := help
 .PHONY: help install weights esm demo recovery aggregate status retry wandb-sync test test-slow test-slurm wheel-check \
-	cluster-up cluster-down test-peers lint bench bench-peers browser clean
+	cluster-up cluster-down test-peers lint bench bench-gpu bench-peers browser clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -113,6 +113,9 @@ lint: install ## formatting, lint, which module may import which, and types
 
 bench: install ## speed and memory as ratios to the encoder's product, beside the peers if they are there (16 min)
 	$(BENCH) -m tests.benchmarks
+
+bench-gpu: install ## the kernels' tests and timings on a CUDA GPU, with the share of what it could do (9 min)
+	$(BENCH) -m tests.benchmarks.gpu
 
 bench-peers: $(PEERS) ## add the other SAE libraries, in an environment of their own
 

@@ -38,8 +38,8 @@ def test_the_product_is_the_unit_of_the_training_steps(written: Path) -> None:
     assert (steps > 0).all(axis=None)
     assert (steps["seconds_min"] <= steps["seconds"]).all()
     assert (steps["seconds"] <= steps["seconds_max"]).all()
-    installed = [peer.label for peer in PEERS if peer.version()]
-    assert list(steps.index[5:]) == installed
+    for label in (peer.label for peer in PEERS if peer.version()):
+        assert {label, f"{label}, its AuxK, {ours.DEAD_PCT} % dead"} <= set(steps.index[5:])
 
 
 def test_stacks_are_measured_beside_their_members_alone(written: Path) -> None:
@@ -95,6 +95,32 @@ def test_the_report_names_machine_versions_and_missing_peers(written: Path) -> N
     assert all(name in text for name in missing)
     assert ("make bench-peers" in text) == bool(missing)
     assert (written / "growth.png").stat().st_size > 10_000
+
+
+def test_what_a_gpu_is_to_run_runs_here_and_names_the_least_that_each_case_takes(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tests.benchmarks.gpu", "--quick", "--device=cpu", f"--results-dir={tmp_path}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr
+    rows = pd.read_csv(tmp_path / "benchmarks" / "gpu.csv")
+    assert list(rows["part"].unique()) == ["device", "training", "death_at_init", "small_stack", "network"]
+    timed = rows[rows["part"] != "device"]
+    assert timed[["seconds", "least_seconds", "share_pct"]].gt(0).all(axis=None)
+    product = timed[timed["case"] == ours.PRODUCT].iloc[0]
+    d, n, batch = product["d_model"], product["n_features"], product["batch"]
+    flops_s = 1e12 * rows.loc[rows["case"].str.startswith("product in float32"), "figure"].item()
+    bytes_s = 1e9 * rows.loc[rows["case"].str.startswith("copying"), "figure"].item()
+    assert product["least_seconds"] == pytest.approx(
+        max(2 * batch * d * n / flops_s, 4 * (d * n + d * batch) / bytes_s)
+    )
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_without_a_gpu_the_gpu_benchmark_says_what_it_can_do_instead() -> None:
+    done = subprocess.run([sys.executable, "-m", "tests.benchmarks.gpu"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert (
+        done.stderr.strip().splitlines()[-1].startswith("torch sees no CUDA GPU here: python -m tests.benchmarks.gpu")
+    )
 
 
 def test_the_dense_twin_takes_the_same_step() -> None:

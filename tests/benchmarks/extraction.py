@@ -1,6 +1,7 @@
 """What capturing and storing every layer costs beside a plain forward pass over the same tokens."""
 
 import tempfile
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -11,11 +12,11 @@ import torch
 from sae_outliers.activations.extract import Shards
 from sae_outliers.activations.store import LayerFiles
 from sae_outliers.activations.stream import TokenStream
-from sae_outliers.models.backbone import Backbone
+from sae_outliers.models.backbone import Backbone, Batch
 from sae_outliers.runs.activations import stream_of
 from sae_outliers.runs.layer_spec import layers_of
 from tests.benchmarks.plan import Plan
-from tests.benchmarks.timing import interleaved
+from tests.benchmarks.timing import Case, interleaved
 from tests.conftest import composed
 
 PLAIN = "forward pass alone"
@@ -36,8 +37,22 @@ def table(plan: Plan, device: torch.device) -> pd.DataFrame:
     backbone = backbone_at_hand(stream)
     if backbone is None:
         return pd.DataFrame()
-    layers = layers_of(cfg.model, "all")
     inputs = [batch.to(device) for batch in islice(stream.batches(backbone), plan.extraction_batches)]
+    timings = interleaved(cases(stream, backbone, inputs, layers_of(cfg.model, "all")), plan.rounds, device)
+    return pd.DataFrame(
+        {
+            "case": name,
+            "seconds": timing.median,
+            "seconds_min": timing.fastest,
+            "seconds_max": timing.slowest,
+            "ratio": timing.median / timings[PLAIN].median,
+        }
+        for name, timing in timings.items()
+    )
+
+
+def cases(stream: TokenStream, backbone: Backbone, inputs: Sequence[Batch], layers: Sequence[int]) -> dict[str, Case]:
+    """The forward pass first, which has been run once."""
 
     @torch.inference_mode()
     def forward() -> None:
@@ -55,16 +70,5 @@ def table(plan: Plan, device: torch.device) -> pd.DataFrame:
                 shards.add(stream.rows(backbone, batch, layers))
             shards.write()
 
-    cases = {PLAIN: forward, f"capturing {len(layers)} layer(s)": capture, "and storing them": store}
     forward()  # warming up
-    timings = interleaved(cases, plan.rounds, device)
-    return pd.DataFrame(
-        {
-            "case": name,
-            "seconds": timing.median,
-            "seconds_min": timing.fastest,
-            "seconds_max": timing.slowest,
-            "ratio": timing.median / timings[PLAIN].median,
-        }
-        for name, timing in timings.items()
-    )
+    return {PLAIN: forward, f"capturing {len(layers)} layer(s)": capture, "and storing them": store}

@@ -19,6 +19,7 @@ from tests.benchmarks.timing import Case
 PRODUCT = "encoder's product alone, x @ W_enc"
 DEAD_PCT = 20
 ENDLESS = 10**9  # steps: the learning rate stays where it is
+NO_RATE = 1e-9  # a learning rate next to nothing: within a few steps AuxK would have revived some of the dead features
 
 
 class DenseTopK(TopK):
@@ -66,16 +67,20 @@ def with_dead_features(size: Size, device: torch.device) -> Trainer:
     """A trainer with AuxK, to which DEAD_PCT percent of the features have not fired for a long time.
 
     Their encoder directions are made short: they stay below a token's k largest, so dead, yet half of their
-    pre-activations are positive, so that AuxK has something to reconstruct with. The learning rate is next to nothing,
-    for within a few steps AuxK would have revived some.
+    pre-activations are positive, so that AuxK has something to reconstruct with.
     """
-    trainer = Trainer(topk(size, device), replace(config(size), lr=1e-9), AuxK())
+    trainer = Trainer(topk(size, device), replace(config(size), lr=NO_RATE), AuxK())
     dead = size.n_features * DEAD_PCT // 100
-    with torch.no_grad():
-        trainer.sae.W_enc[:, :dead] *= 0.1
+    shorten(trainer.sae.W_enc[:, :dead])
     trainer.step = trainer.cfg.dead_window // size.batch + 1
     trainer.last_fired.fill_(trainer.tokens)[:dead] = 0
     return trainer
+
+
+@torch.no_grad()
+def shorten(directions: Tensor) -> None:
+    """Make encoder directions so short that their features are never among a token's k largest."""
+    directions *= 0.1
 
 
 def death_at_init(size: Size, chunks: Sequence[Tensor]) -> Case:

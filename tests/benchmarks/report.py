@@ -76,9 +76,10 @@ def _race(plan: Plan, frame: pd.DataFrame) -> Iterator[str]:
     yield markdown(with_range(frame))
     yield peers.absent()
     yield (
-        "The peers run as they are by default. torch.compile and autocast would make some of them faster and stay off; "
-        "on a GPU sparsify turns autocast to bfloat16 on by itself. No feature counts as dead but in the row that says "
-        "so: only there is an auxiliary loss computed."
+        "The peers run as they are by default, and SAELens also as its runner compiles it; autocast stays off, but on "
+        "a GPU sparsify turns it to bfloat16 by itself. No feature counts as dead but in the rows that say so: only "
+        "there is an auxiliary loss computed, each library's own with as many features as it takes; sparsify's is "
+        f"weighted by {peers.AUXK_ALPHA:g}."
     )
 
 
