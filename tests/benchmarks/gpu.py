@@ -1,9 +1,9 @@
-"""make bench-gpu: the kernels' tests on a GPU, then what a training step and the rest take there, in under nine minutes.
+"""make bench-gpu: the kernels' tests on a GPU, then what a training step and the rest take there, within nine minutes.
 
     python -m tests.benchmarks.gpu                          # on the first CUDA GPU
     python -m tests.benchmarks.gpu --quick --device=cpu     # seconds; shows that it runs, its timings mean nothing
 
-<results-dir>/benchmarks/gpu.csv has a row per case; it is written anew after each part, so that what was measured stays.
+<results-dir>/benchmarks/gpu.csv has a row per case. It is written anew after each part: what was measured stays.
 """
 
 import argparse
