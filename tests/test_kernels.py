@@ -151,6 +151,20 @@ def test_the_transposed_code_adds_up_a_feature_chosen_by_many_tokens_and_leaves_
     assert sums_by_feature(transposed).tolist() == [2, 0, 4, 4, 0]
 
 
+@pytest.mark.parametrize("d", [256, 300])
+def test_rows_of_a_large_table_are_gathered_by_columns_to_the_same_bits(
+    d: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = torch.Generator().manual_seed(d)
+    W, offsets = torch.randn(64, d, generator=rng), torch.tensor([0, 3, 3, 20, 41])
+    code = Code(torch.randn(41, generator=rng), torch.randperm(64, generator=rng)[:41], offsets)
+    whole = weighted_rows(code, W)
+    torch.testing.assert_close(whole, code.dense(64) @ W)
+    monkeypatch.setattr(kernels, "CACHE", 64 * kernels.COLUMNS * 4)
+    assert kernels._pays_by_columns(W) == (d == 256)
+    assert torch.equal(weighted_rows(code, W), whole)
+
+
 def test_fired_names_the_features_that_are_positive_somewhere() -> None:
     code = rows_of_k(torch.tensor([[1.0, 0.0], [0.0, 3.0]]), torch.tensor([[2, 0], [0, 3]]))
     assert code.fired(5).tolist() == [False, False, True, True, False]

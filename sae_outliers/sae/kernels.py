@@ -24,6 +24,8 @@ warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta", UserWa
 PRECISIONS = ("float32", "bf16_select")
 CHUNK_SIZE = {"cpu": 1 << 22, "cuda": 1 << 26}  # pre-activations in a chunk: 16 and 256 MiB of float32 ...
 MIN_ROWS = 256  # ... unless these are more: below, the product itself slows down
+COLUMNS = 128  # of a table that are gathered at a time where ...
+CACHE = 1 << 24  # ... all of it takes more bytes than this, and so many columns do not
 RANKED_AT_ONCE = 128  # values of a row, from which on `largest` ranks pools first
 EXTRA_CANDIDATES = 16  # candidates beyond k that the product in bfloat16 names
 
@@ -241,8 +243,28 @@ def weighted_rows(code: Code, W: Tensor) -> Tensor:
     """Return code @ W, [tokens, d], for W [n_features, d]."""
     if triton_kernels.usable(W):
         return triton_kernels.weighted_rows(code.values, code.indices, code.offsets, W)
+    return _weighted_rows_by_columns(code, W) if _pays_by_columns(W) else _bags(code, code.indices, W)
+
+
+def _pays_by_columns(W: Tensor) -> bool:
+    rows, d = W.shape
+    fits = rows * COLUMNS * W.itemsize <= CACHE < W.nbytes
+    return W.device.type == "cpu" and fits and d % COLUMNS == 0 and W.is_contiguous()
+
+
+def _weighted_rows_by_columns(code: Code, W: Tensor) -> Tensor:
+    """Return the same, some columns after the others: rows of W that lie in the memory are gathered from a cache."""
+    blocks = W.shape[1] // COLUMNS
+    parts = W.view(-1, COLUMNS)  # row j of W is rows j * blocks, ... of these
+    indices, result = code.indices * blocks, W.new_empty(code.tokens, blocks, COLUMNS)
+    for block in range(blocks):
+        result[:, block] = _bags(code, indices + block, parts)
+    return result.view(code.tokens, -1)
+
+
+def _bags(code: Code, indices: Tensor, W: Tensor) -> Tensor:
     return F.embedding_bag(
-        code.indices, W, code.offsets, per_sample_weights=code.values, mode="sum", include_last_offset=True
+        indices, W, code.offsets, per_sample_weights=code.values, mode="sum", include_last_offset=True
     )
 
 
