@@ -244,8 +244,11 @@ def test_a_centering_is_undone_kept_and_folded(rank: int | None, tmp_path: Path)
     with torch.no_grad():
         sae.b_dec.normal_(generator=torch.Generator().manual_seed(3))
         folded = centering.fold_into(sae)
+        pre = sae.pre_activations(centering(x))
+        assert (folded.pre_activations(x) - pre).norm() < 1e-4 * pre.norm()
         expected = centering.undo(sae(centering(x)))
-        assert (folded(x) - expected).norm() < 1e-4 * expected.norm()
+        off = (folded(x) - expected).norm(dim=1) > 1e-4 * expected.norm(dim=1)
+        assert off.sum() <= 2  # where a token's k-th and next feature are as large as each other, rounding chooses
 
 
 class SaeLensLike(nn.Module):

@@ -13,7 +13,7 @@ from sae_outliers.analysis.select import measured_once
 from sae_outliers.stats import theory
 
 
-@figure("gamma_vs_death", "natural", ("dead_pct_init_topk", "dead_pct_init_relu"))
+@figure("gamma_vs_death", "natural", ("dead_pct_init_topk", "dead_pct_init_relu", "n_eval", "n_features", "k"))
 def gamma_vs_death(inputs: Inputs) -> Figure | None:
     """Draw the layers with centering=off."""
     records = inputs.natural
