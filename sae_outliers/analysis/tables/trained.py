@@ -46,6 +46,6 @@ def trained(inputs: Inputs) -> pd.DataFrame:
         if column in SPREAD and frame["runs"].max() > 1:
             frame[f"{name} least"], frame[f"{name} most"] = grouped[column].min(), grouped[column].max()
     frame["steps"] = grouped["train_steps"].max()
-    return (
-        frame.replace(np.inf, np.nan).dropna(axis="columns", how="all").reset_index().dropna(axis="columns", how="all")
-    )
+    frame = frame.replace(np.inf, np.nan).dropna(axis="columns", how="all").reset_index()
+    settings = frame[others].astype(object)  # shown as they were set, not rounded as figures are
+    return frame.assign(**settings).dropna(axis="columns", how="all")
