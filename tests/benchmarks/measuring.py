@@ -21,20 +21,19 @@ SCREENED = "evaluation by screening, as at the points between"
 
 def table(plan: Plan, device: torch.device) -> pd.DataFrame:
     """A row per case, and its share of a run: the first point costs nothing beside the fates at initialisation."""
-    train = composed("train=short").train
-    batch = Activations(plan.size.d_model).draw(train.batch_size, device)
+    cfg = composed("train=short")
+    train, activations = cfg.train, Activations(plan.size.d_model)
     trainer = ours.plain(plan.size, device)
     sae = trainer.sae
     assert isinstance(sae, TopK)
-    cases = {STEP: ours.step_of(trainer, batch)} | evaluations(sae, batch)
+    cases = {STEP: ours.step_of(trainer, activations.draw(train.batch_size, device))}
+    cases |= evaluations(sae, activations.draw(plan.size.batch, device))
     for case in cases.values():  # warming up
         case()
     timings = interleaved(cases, plan.rounds, device)
-    points = {*range(train.eval_every, train.steps, train.eval_every)}
-    batches = composed("train=short").n_eval / train.batch_size  # in an evaluation
-    times = {STEP: float(train.steps), FLOAT32: batches, SCREENED: batches * len(points)}
-    if not pays(sae.W_enc):
-        times[FLOAT32], times[SCREENED] = batches * (1 + len(points)), 0.0
+    between, chunks = len(range(train.eval_every, train.steps, train.eval_every)), cfg.n_eval / plan.size.batch
+    screened = between if pays(sae.W_enc) else 0
+    times = {STEP: float(train.steps), FLOAT32: chunks * (between + 1 - screened), SCREENED: chunks * screened}
     seconds = {name: times[name] * timing.median for name, timing in timings.items()}
     total = sum(seconds.values())
     return pd.DataFrame(

@@ -89,9 +89,9 @@ def _measuring(plan: Plan, frame: pd.DataFrame) -> Iterator[str]:
     size = plan.size
     yield "## Points of the death curves"
     yield (
-        f"A training step of train=short, and an evaluation of as many tokens, d_model {size.d_model}, n_features "
-        f"{size.n_features}, k {size.k}; {plan.rounds} interleaved rounds. Their shares of a run's time are those of "
-        "its steps and its evaluations, of `n_eval` tokens each, without the start and the activations. The first "
+        f"A training step of train=short, and an evaluation of {size.batch} tokens, d_model {size.d_model}, n_features "
+        f"{size.n_features}, k {size.k}; {plan.rounds} interleaved rounds. Shares are of the steps and evaluations of "
+        "a run, the latter of `n_eval` tokens each, without its start and the activations. The first "
         "point takes its figures from the fates at initialisation, and the end its from the last point."
     )
     yield markdown(with_range(frame))
