@@ -77,7 +77,9 @@ def test_an_unknown_tracker_is_named() -> None:
 
 def test_the_libraries_of_a_tracker_are_what_its_start_imports(tmp_path: Path) -> None:
     start = (
-        "import sys; from sae_outliers.tracking.base import TRACKERS, start_tracker; from tests.conftest import composed\n"
+        "import sys\n"
+        "from sae_outliers.tracking.base import TRACKERS, start_tracker\n"
+        "from tests.conftest import composed\n"
         f"cfg = composed('model=offline/minilm', 'tracker=wandb', 'results_dir={tmp_path}')\n"
         "libraries = TRACKERS['wandb'].libraries\n"
         "assert 'wandb' in libraries and not any(name in sys.modules for name in libraries)\n"
