@@ -42,6 +42,14 @@ def test_the_product_is_the_unit_of_the_training_steps(written: Path) -> None:
         assert {label, f"{label}, its AuxK, {ours.DEAD_PCT} % dead"} <= set(steps.index[5:])
 
 
+def test_steps_and_points_make_up_a_run(written: Path) -> None:
+    cases = pd.read_csv(written / "measuring.csv").set_index("case")
+    assert cases["times"].iloc[0] == 500
+    assert cases["times"].iloc[1:].sum() * 64 == pytest.approx(10 * 20_000)  # but for the first of 11 points
+    assert cases["share_pct"].sum() == pytest.approx(100)
+    assert cases["seconds"].gt(0).all()
+
+
 def test_stacks_are_measured_beside_their_members_alone(written: Path) -> None:
     rows = pd.read_csv(written / "stack.csv")
     assert rows["threads"].unique().tolist() == [1, 2]

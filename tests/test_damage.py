@@ -73,7 +73,7 @@ def training(directory: Path, steps: int = 6) -> TrainingRun:
     cfg = TrainConfig(steps=steps, n_tokens=64, batch_size=16, eval_every=1, checkpoint_every=2, warmup_steps=0)
     trainer = Trainer(TopK(8, 16, k=2), cfg, Revival())
 
-    def measure() -> Point:
+    def measure(step: int) -> Point:
         return {"norm": trainer.sae.W_enc.norm().item()}
 
     metrics = MetricsFile(directory / "metrics.jsonl", lambda _: None)

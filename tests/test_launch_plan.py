@@ -81,6 +81,13 @@ def test_a_store_that_is_filled_needs_no_extraction_and_what_others_have_under_w
     assert len(plan(more.composed()).extractions) == 1
 
 
+def test_the_extraction_that_takes_longest_begins_first(combinations: Callable[..., Any]) -> None:
+    models = "offline/sapiens,offline/minilm,offline/smollm2"
+    planned = plan(combinations(f"model={models}", "layer=middle", "train=none", *SMALL).composed())
+    assert [task.model for task in planned.extractions] == ["smollm2", "minilm", "sapiens"]
+    assert [task.model for task in planned.jobs] == ["sapiens", "minilm", "smollm2"]  # as they were named
+
+
 def test_conditions_that_share_a_product_are_variants_of_one_job(combinations: Callable[..., Any]) -> None:
     sweep = ("model=gpt2", "layer=3,4", "train=none", "centering=off,whiten", "data.rescale_mean=null,3")
     planned = plan(combinations(*sweep, "sae_seed=0,1").composed())

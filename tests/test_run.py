@@ -80,8 +80,10 @@ def test_a_trained_run_leaves_curves_and_an_sae_that_folds_and_a_second_call_ski
     curves = pd.read_parquet(directory / "curves.parquet")
     assert curves.tokens.tolist() == [0, 5120, 10240]
     assert curves.fvu.iloc[-1] < curves.fvu.iloc[0]
-    assert record["fvu"] == pytest.approx(curves.fvu.iloc[-1])
-    assert record["dead_pct_final_topk"] == pytest.approx(curves.dead_pct_topk.iloc[-1])
+    assert record["fvu"] == curves.fvu.iloc[-1]
+    for when, point in (("init", curves.iloc[0]), ("final", curves.iloc[-1])):
+        assert record[f"dead_pct_{when}_topk"] == point.dead_pct_topk
+        assert record[f"dead_pct_{when}_relu"] == point.dead_pct_relu
     assert record["dead_pct_final_window"] is not None
     assert record["gamma_sae_input"] < 1e-3 < record["gamma"]
     assert not (directory / "checkpoint.safetensors").exists()

@@ -119,7 +119,7 @@ def run_of(make: Make, member: int, directory: Path) -> TrainingRun:
     return TrainingRun(
         one,
         lambda x: inputs(member, x),
-        lambda: {"norm": one.sae.W_dec.norm().item() + one.sae.b_dec.norm().item()},
+        lambda step: {"norm": one.sae.W_dec.norm().item() + one.sae.b_dec.norm().item()},
         MetricsFile(directory / "metrics.jsonl", lambda point: None),
         directory / "checkpoint.safetensors",
     )

@@ -1,6 +1,7 @@
 """The offline W&B file of a real run, read back by W&B's own tool."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from omegaconf import OmegaConf
 
 from sae_outliers.tracking.base import start_tracker
 from sae_outliers.tracking.wandb import wandb_mode
-from tests.conftest import Run
+from tests.conftest import ROOT, Run
 
 WANDB = Path(sys.executable).with_name("wandb")
 
@@ -72,3 +73,20 @@ def test_online_with_a_key_offline_without_one_and_wandb_mode_decides(
 def test_an_unknown_tracker_is_named() -> None:
     with pytest.raises(ValueError, match="tracker=mlflow does not exist: use one of none, wandb"):
         start_tracker(OmegaConf.create({"tracker": {"name": "mlflow"}}), 1, "id")  # type: ignore[arg-type]
+
+
+def test_the_libraries_of_a_tracker_are_what_its_start_imports(tmp_path: Path) -> None:
+    start = (
+        "import sys\n"
+        "from sae_outliers.tracking.base import TRACKERS, start_tracker\n"
+        "from tests.conftest import composed\n"
+        f"cfg = composed('model=offline/minilm', 'tracker=wandb', 'results_dir={tmp_path}')\n"
+        "libraries = TRACKERS['wandb'].libraries\n"
+        "assert 'wandb' in libraries and not any(name in sys.modules for name in libraries)\n"
+        "start_tracker(cfg, 1, 'an_id').finish({})\n"
+        "assert all(name in sys.modules for name in libraries)"
+    )
+    environment = os.environ | {"WANDB_MODE": "offline"}
+    done = subprocess.run([sys.executable, "-c", start], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert list((tmp_path / "wandb").glob("offline-run-*-an_id"))

@@ -56,7 +56,7 @@ def training_run(name: str, directory: Path) -> TrainingRun:
     sae, revival, factor = STACK[name]()
     trainer = Trainer(sae, CFG, revival)
 
-    def measure() -> Point:
+    def measure(step: int) -> Point:
         with torch.no_grad():
             x = factor * next(batches(10**6))
             return {"error": (sae(x) - x).square().mean().item()}

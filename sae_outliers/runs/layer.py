@@ -21,7 +21,7 @@ from sae_outliers.results.record import write_row
 from sae_outliers.runs.activations import extract
 from sae_outliers.runs.identity import run_directories
 from sae_outliers.runs.layer_data import LayerData
-from sae_outliers.runs.measure import curve_point, measure_final, write_features
+from sae_outliers.runs.measure import Final, Measurements, measure_final, write_features
 from sae_outliers.runs.record import Outcome, about_the_sae, record_of
 from sae_outliers.runs.setup import Fates, RunSetup, set_up
 from sae_outliers.sae.io import save_sae
@@ -60,36 +60,39 @@ def run_jointly(configs: Mapping[Path, RunConfig], layer: int) -> None:
             set_up(cfg, layer, directory, data.severity, data.device, data.eval_tokens)
             for directory, cfg in configs.items()
         ]
-        Fates(setups).count(data.eval_tokens())
-        trainers = train_jointly(setups, data, trackers)
+        fates = Fates(setups)
+        fates.count(data.eval_tokens())
+        finals = train_jointly([setup for setup in setups if setup.cfg.train.steps], fates, data, trackers)
         for setup in setups:
-            trainer = trainers.get(setup.directory)
-            final = measure_final(setup, trainer, data.eval_tokens) if trainer else None
+            final = finals.get(setup.directory)
             outcome = Outcome(setup, final, time.monotonic() - start, side_by_side=len(configs))
             finish(outcome, trackers.pop(setup.directory))
 
 
-def train_jointly(setups: Sequence[RunSetup], data: LayerData, trackers: Mapping[Path, Tracker]) -> dict[Path, Trainer]:
-    """Train the SAEs of all runs that train, and write their curves; return their trainers by folder."""
-    runs: dict[Path, TrainingRun] = {}
-    for setup in (setup for setup in setups if setup.cfg.train.steps):
+def train_jointly(
+    setups: Sequence[RunSetup], fates: Fates, data: LayerData, trackers: Mapping[Path, Tracker]
+) -> dict[Path, Final]:
+    """Train the SAEs of runs that train, and write their curves; return what is measured at the end, by folder."""
+    runs, measurements = [], []
+    for setup in setups:
         kind = revival_type(setup.cfg.revival)
         trainer = Trainer(setup.sae, setup.cfg.train, kind(**options_of(setup.cfg.revival, kind)))
         metrics = MetricsFile(setup.directory / "metrics.jsonl", trackers[setup.directory].log)
-
-        def measure(setup: RunSetup = setup) -> dict[str, float | int | None]:
-            return curve_point(setup, data.eval_tokens)
-
-        runs[setup.directory] = TrainingRun(trainer, setup.to_sae_input, measure, metrics, setup.directory / CHECKPOINT)
+        measured = Measurements(setup, data.eval_tokens, fates.evaluation_of(setup))
+        run = TrainingRun(trainer, setup.to_sae_input, measured.point, metrics, setup.directory / CHECKPOINT)
+        runs.append(run)
+        measurements.append(measured)
     if runs:
-        conditions = Counter(setup.condition for setup in setups if setup.directory in runs)
+        conditions = Counter(setup.condition for setup in setups)
         each = ", ".join(name if n == 1 else f"{n} × {name}" for name, n in conditions.items())
         title = f"{setups[0].cfg.model.name} layer {setups[0].layer}: {each}"
-        train(list(runs.values()), data.training_batches, title)
-    for directory, run in runs.items():
-        with atomic_write(directory / "curves.parquet") as beside:
+        train(runs, data.training_batches, title)
+    finals = {}
+    for setup, run, measured in zip(setups, runs, measurements, strict=True):
+        with atomic_write(setup.directory / "curves.parquet") as beside:
             run.metrics.curves().to_parquet(beside, index=False)
-    return {directory: run.trainer for directory, run in runs.items()}
+        finals[setup.directory] = measure_final(setup, run.trainer, measured.latest, data.eval_tokens)
+    return finals
 
 
 def finish(outcome: Outcome, tracker: Tracker) -> None:

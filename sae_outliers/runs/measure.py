@@ -1,6 +1,5 @@
 """What is measured of a run's SAE on the evaluation tokens: the points of its death curves, and its end."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -16,9 +15,12 @@ from sae_outliers.sae.evaluation import (
     bias_against,
     compare_selection,
     evaluate,
+    evaluate_by_screening,
     mmcs,
+    selects_largest,
 )
 from sae_outliers.sae.io import folded_decoder
+from sae_outliers.sae.screening import pays
 from sae_outliers.training.trainer import Trainer
 from sae_outliers.utils.files import atomic_write
 
@@ -43,9 +45,33 @@ class Final:
     selection: SelectionChange | None
 
 
-def curve_point(setup: RunSetup, read: Tokens) -> Point:
+class Measurements:
+    """A run's SAE on the evaluation tokens at the points of its curves: the same weights are not evaluated twice.
+
+    Attributes:
+        latest: the evaluation of the last point; before the first one, that at initialisation.
+    """
+
+    def __init__(self, setup: RunSetup, read: Tokens, at_start: Evaluation) -> None:
+        self.setup, self._read, self.latest = setup, read, at_start
+
+    def point(self, step: int) -> Point:
+        """Return the figures of the SAE as it is, after `step` steps."""
+        if step:
+            self.latest = self._evaluate(is_last=step == self.setup.cfg.train.steps)
+        return curve_point(self.setup, self.latest)
+
+    def _evaluate(self, is_last: bool) -> Evaluation:
+        setup = self.setup
+        sae, tokens, variance = setup.sae, map(setup.rescale_mean, self._read()), setup.tokens.variance.sum().item()
+        # a point needs only the signs of the highest pre-activations; of the last, features.parquet has them
+        if not is_last and selects_largest(sae) and pays(sae.W_enc):
+            return evaluate_by_screening(sae, setup.centering, tokens, variance)
+        return evaluate(sae, setup.centering, tokens, variance)
+
+
+def curve_point(setup: RunSetup, now: Evaluation) -> Point:
     """Return the figures of a point of the death curves."""
-    now = _evaluate(setup, read)
     bias = bias_of(setup, now)
     return {
         "dead_pct": now.dead_pct,
@@ -64,11 +90,11 @@ def curve_point(setup: RunSetup, read: Tokens) -> Point:
     }
 
 
-def measure_final(setup: RunSetup, trainer: Trainer, read: Tokens) -> Final:
+def measure_final(setup: RunSetup, trainer: Trainer, now: Evaluation, read: Tokens) -> Final:
+    """Return what is measured of a trained SAE beyond its evaluation `now`, with it."""
     sae = setup.sae
     compared = isinstance(sae, TopK) and sae.precision != "float32"
     selection = compare_selection(sae, map(setup.to_sae_input, read())) if compared else None  # type: ignore[arg-type]
-    now = _evaluate(setup, read)
     return Final(
         now, setup.align(), bias_of(setup, now), collateral_dead(setup, now), mmcs_of(setup),
         trainer.dead_pct_window(), selection,
@@ -87,11 +113,6 @@ def mmcs_of(setup: RunSetup) -> float | None:
     if setup.true_features is None:
         return None
     return mmcs(folded_decoder(setup.sae, setup.centering), setup.true_features.to(setup.device))
-
-
-def _evaluate(setup: RunSetup, read: Tokens) -> Evaluation:
-    tokens: Iterator[Tensor] = map(setup.rescale_mean, read())
-    return evaluate(setup.sae, setup.centering, tokens, setup.tokens.variance.sum().item())
 
 
 def write_features(setup: RunSetup, final: Final | None) -> None:

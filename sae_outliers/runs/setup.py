@@ -10,7 +10,15 @@ from torch import Tensor
 from sae_outliers.config import RunConfig, sae_options, sae_seed_of
 from sae_outliers.runs.layer_data import Severity
 from sae_outliers.sae.base import SparseAutoencoder, sae_type
-from sae_outliers.sae.evaluation import FateCounter, alignment, count_fates, fate_counter
+from sae_outliers.sae.evaluation import (
+    Evaluation,
+    EvaluationCounter,
+    FateCounter,
+    alignment,
+    count_fates,
+    fate_counter,
+    pre_activations_of,
+)
 from sae_outliers.sae.initialization import initialise
 from sae_outliers.sae.io import folded_encoder
 from sae_outliers.sae.shared_product import SharedProduct
@@ -86,11 +94,19 @@ class RunSetup:
 
 
 class Fates:
-    """Counts fates at initialisation of several set-ups on the same tokens, in one product where they share it."""
+    """Counts fates at initialisation of several set-ups on the same tokens, in one product where they share it.
+
+    Those that train are evaluated at once: it is the first point of their curves.
+    """
 
     def __init__(self, setups: Sequence[RunSetup]) -> None:
         self.products: list[SharedProduct] = []
         self.alone: list[RunSetup] = []
+        self.evaluations = {
+            setup.directory: EvaluationCounter(setup.sae, setup.from_preprocessed(), setup.fates)
+            for setup in setups
+            if setup.cfg.train.steps
+        }
         for setup in setups:
             self._add(setup)
 
@@ -103,7 +119,8 @@ class Fates:
         if product is None:
             product = SharedProduct(setup.sae.W_enc, setup.severity.sae_tokens.mean)
             self.products.append(product)
-        product.add(setup.fates, setup.sae, centering)
+        evaluation = self.evaluations.get(setup.directory)
+        product.add(setup.fates, setup.sae, centering, evaluation.update if evaluation else None)
 
     def count(self, tokens: Iterable[Tensor]) -> None:
         """Take in chunks of preprocessed tokens [tokens, d_model]."""
@@ -111,7 +128,22 @@ class Fates:
             for product in self.products:
                 product.update(chunk)
             for setup in self.alone:
-                count_fates(setup.fates, setup.sae, setup.centering, [setup.rescale_mean(chunk)])
+                self._count_alone(setup, chunk)
+
+    @torch.no_grad()
+    def _count_alone(self, setup: RunSetup, chunk: Tensor) -> None:
+        evaluation = self.evaluations.get(setup.directory)
+        if evaluation is None:
+            count_fates(setup.fates, setup.sae, setup.centering, [setup.rescale_mean(chunk)])
+            return
+        for x, pre in pre_activations_of(setup.sae, setup.from_preprocessed(), [chunk]):
+            evaluation.update(x, pre)
+
+    def evaluation_of(self, setup: RunSetup) -> Evaluation:
+        """Return the evaluation at initialisation, on the tokens counted, of a set-up that trains."""
+        found = self.evaluations[setup.directory].result(setup.tokens.variance.sum().item())
+        # they were counted before their mean was planted
+        return found if setup.shift is None else replace(found, mean_x_hat=found.mean_x_hat + setup.shift)
 
 
 def _alignment(sae: SparseAutoencoder, centering: Affine, tokens: Moments) -> Tensor:

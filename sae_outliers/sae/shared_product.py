@@ -9,6 +9,7 @@ The first term is a dense product that all of them share; the second is a consta
 With m near the mean, no mean enters the float32 product: at γ = 50 no digit of what varies between tokens is lost.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -21,9 +22,13 @@ from sae_outliers.stats.transforms import Affine
 
 
 class Member(NamedTuple):
-    """One of those that share: its counter, its scale s, and its constant of each feature [n_features], None for 0."""
+    """One of those that share: its counter, its scale s, and its constant of each feature [n_features], None for 0.
+
+    `take` is shown tokens, their pre-activations, and the largest of these by feature.
+    """
 
     counter: FateCounter
+    take: Callable[[Tensor, Tensor, Tensor], object]
     scale: float
     constant: Tensor | None
 
@@ -46,12 +51,25 @@ class SharedProduct:
         return centering.linear is None and torch.equal(sae.W_enc, self.W_enc)
 
     @torch.no_grad()
-    def add(self, counter: FateCounter, sae: SparseAutoencoder, centering: Affine) -> None:
-        """Have `update` count the fates of an SAE behind a centering, which `shares`."""
+    def add(
+        self,
+        counter: FateCounter,
+        sae: SparseAutoencoder,
+        centering: Affine,
+        take: Callable[[Tensor, Tensor, Tensor], object] | None = None,
+    ) -> None:
+        """Have `update` count the fates of an SAE behind a centering, which `shares`.
+
+        Where more than fates is counted, `take` does it, and updates the counter.
+        """
+
+        def count(x: Tensor, pre: Tensor, highest: Tensor) -> object:
+            return counter.update(pre, highest)
+
         scale = 1.0 if centering.scale is None else centering.scale.item()
         offset = scale * (self.center.double() - centering.shift.double()) - sae.b_dec.double()
         constant = offset @ self.W_enc.double() + sae.b_enc.double()
-        self.members.append(Member(counter, scale, constant.float() if constant.any() else None))
+        self.members.append(Member(counter, take or count, scale, constant.float() if constant.any() else None))
 
     @property
     def is_settled(self) -> bool:
@@ -68,10 +86,13 @@ class SharedProduct:
         members = [member for member in self.members if not self._is_settled(member)]
         if not members:
             return
+        first = 0
         for product in pre_activation_chunks(x - self.center, self.W_enc, self._zeros):
+            part = x[first : first + len(product)]
+            first += len(product)
             highest = product.amax(0)  # a scale and a constant, rounded or not, leave the largest the largest
-            for counter, scale, constant in members:
-                counter.update(_mapped(product, scale, constant), _mapped(highest, scale, constant))
+            for _, take, scale, constant in members:
+                take(part, _mapped(product, scale, constant), _mapped(highest, scale, constant))
 
 
 def _mapped(product: Tensor, scale: float, constant: Tensor | None) -> Tensor:

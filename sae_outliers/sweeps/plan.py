@@ -88,7 +88,9 @@ def _extractions(jobs: Iterable[Job]) -> list[Task]:
     for job in jobs:
         if job.cfg.store:  # without a store each job runs the network itself
             by_store.setdefault(job.task.store, []).append(job)
-    return [task for of_store in by_store.values() for task in _extraction(of_store)]
+    found = [task for of_store in by_store.values() for task in _extraction(of_store)]
+    # the longest first: no other process helps with it, and one that begins last leaves the others idle
+    return sorted(found, key=lambda task: -task.cost.operations)
 
 
 def _extraction(jobs: Sequence[Job]) -> Iterator[Task]:

@@ -1,6 +1,7 @@
 """Trackers mirror a run's curves elsewhere. One is a class in a module of this folder, with a yaml in conf/tracker/."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 from sae_outliers.config import RunConfig
@@ -9,7 +10,13 @@ from sae_outliers.utils.registry import Registry
 
 
 class Tracker(ABC):
-    """One run as it is tracked: the whole config goes there for the record, under our own run id."""
+    """One run as it is tracked: the whole config goes there for the record, under our own run id.
+
+    Attributes:
+        libraries: modules that a tracker imports when it starts; a sweep in local processes imports them once for all.
+    """
+
+    libraries: Sequence[str] = ()
 
     @abstractmethod
     def __init__(self, cfg: RunConfig, layer: int, run_id: str) -> None: ...

@@ -16,6 +16,8 @@ from sae_outliers.tracking.base import TRACKERS, Tracker
 class WandbTracker(Tracker):
     """A W&B run under our own run id, so that a resumed run continues the same W&B run."""
 
+    libraries = ("wandb", "wandb.sdk.launch")  # the second, by `init`: longer than all else that a start takes
+
     def __init__(self, cfg: RunConfig, layer: int, run_id: str) -> None:
         import wandb  # imported lazily: takes a second, and `tracker=none` does without it
 

@@ -21,7 +21,7 @@ from sae_outliers.utils.progress import Progress
 log = logging.getLogger(__name__)
 
 Batches = Callable[[int], Iterator[Tensor]]  # from a step on: batches [batch_size, d_model]
-Measure = Callable[[], Point]  # figures of the SAE as it is, on the evaluation tokens
+Measure = Callable[[int], Point]  # figures of the SAE as it is, after this many steps, on the evaluation tokens
 
 
 @dataclass
@@ -106,7 +106,7 @@ class TrainingRun:
                 "loss": trainer.last_loss(),
                 "lr": cfg.lr * trainer.schedule(),
             }
-            self.metrics.write(point | self.measure() | {"dead_pct_window": trainer.dead_pct_window()})
+            self.metrics.write(point | self.measure(trainer.step) | {"dead_pct_window": trainer.dead_pct_window()})
 
 
 class Together:

@@ -12,11 +12,23 @@ import time
 from pathlib import Path
 
 from sae_outliers.utils.device import resolve_device
-from tests.benchmarks import diagnosis, extraction, growth, machine, race, report, selection, stacking, whole_sweep
+from tests.benchmarks import (
+    diagnosis,
+    extraction,
+    growth,
+    machine,
+    measuring,
+    race,
+    report,
+    selection,
+    stacking,
+    whole_sweep,
+)
 from tests.benchmarks.plan import QUICK, Plan
 
 PARTS = {
     "peers": race.table,
+    "measuring": measuring.table,
     "stack": stacking.table,
     "selection": selection.table,
     "death_at_init": growth.death_at_init,

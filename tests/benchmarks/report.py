@@ -31,6 +31,8 @@ WORDS = {
     "training_steps": "training steps",
     "selections_differ_pct": "selections that differ (%)",
     "tokens_differ_pct": "tokens that differ (%)",
+    "times": "times in a run",
+    "share_pct": "share of a run (%)",
     "fvu": "FVU",
     "fvu_change": "its change",
 }
@@ -52,6 +54,7 @@ def readme(plan: Plan, tables: Mapping[str, pd.DataFrame], machine: Mapping[str,
         ["# Benchmarks", f"Written by `{command}`. Seconds mean little elsewhere; ratios travel better."],
         ["\n".join(f"- {name}: {fact}" for name, fact in machine.items())],
         _race(plan, tables["peers"]),
+        _measuring(plan, tables["measuring"]),
         _stack(plan, tables["stack"]),
         _selection(plan, tables["selection"]),
         _death(plan, tables["death_at_init"]),
@@ -81,6 +84,18 @@ def _race(plan: Plan, frame: pd.DataFrame) -> Iterator[str]:
         "there is an auxiliary loss computed, each library's own with as many features as it takes; sparsify's is "
         f"weighted by {peers.AUXK_ALPHA:g}."
     )
+
+
+def _measuring(plan: Plan, frame: pd.DataFrame) -> Iterator[str]:
+    size = plan.size
+    yield "## Points of the death curves"
+    yield (
+        f"A training step of train=short, and an evaluation of {size.batch} tokens, d_model {size.d_model}, n_features "
+        f"{size.n_features}, k {size.k}; {plan.rounds} interleaved rounds. Shares are of the steps and evaluations of "
+        "a run, the latter of `n_eval` tokens each, without its start and the activations. The first "
+        "point takes its figures from the fates at initialisation, and the end its from the last point."
+    )
+    yield markdown(with_range(frame))
 
 
 def _stack(plan: Plan, frame: pd.DataFrame) -> Iterator[str]:

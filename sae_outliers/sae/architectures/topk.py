@@ -54,7 +54,10 @@ class TopK(SparseAutoencoder):
         return torch.zeros_like(pre).scatter_(1, indices, values.relu())
 
     def reconstruct(self, pre: Tensor) -> tuple[Tensor, Tensor]:
-        values, indices = largest(pre, self.k)
+        return self.reconstruct_from(*largest(pre, self.k))
+
+    def reconstruct_from(self, values: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what `reconstruct` does, from the k largest pre-activations [tokens, k] and their features."""
         code = rows_of_k(values.relu(), indices)
         return decode(code, self.W_dec) + self.b_dec, count(code.indices, code.values > 0, self.n_features)
 

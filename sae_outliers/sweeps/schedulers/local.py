@@ -26,6 +26,7 @@ from omegaconf import open_dict
 from sae_outliers.sweeps.live import Live
 from sae_outliers.sweeps.scheduler import SCHEDULERS, HydraSweep, InFlight, Queue
 from sae_outliers.sweeps.task import Task
+from sae_outliers.tracking.base import TRACKERS
 from sae_outliers.utils.boundary import sentence_of
 from sae_outliers.utils.progress import Progress
 
@@ -134,6 +135,7 @@ class LocalProcesses:
         setup_globals()
         configure_log(hydra.hydra_logging, hydra.verbose)
         workers = min(self.n_workers or default_workers(), len(job_overrides))
+        libraries = [*PRELOADED, *TRACKERS[self.sweep.config.tracker.name].libraries]
         print(f"{len(job_overrides)} task(s) in {workers} local process(es) at a time", flush=True)
         waiting = list(enumerate(job_overrides))[::-1]
         running: list[Running] = []
@@ -144,7 +146,7 @@ class LocalProcesses:
                     for slot in sorted(set(range(workers)) - {r.slot for r in running})[: len(waiting)]:
                         index, overrides = waiting.pop()
                         job = self._pickled(list(overrides), first + index)
-                        running.append(_start(index, slot, workers, job))
+                        running.append(_start(index, slot, workers, job, libraries))
                     connection.wait([r.process.sentinel for r in running], timeout=1.0)
                     for done in [r for r in running if not r.process.is_alive()]:
                         running.remove(done)
@@ -168,9 +170,9 @@ class LocalProcesses:
         return cloudpickle.dumps((context, self.sweep.task_function, config, Singleton.get_state()))
 
 
-def _start(index: int, slot: int, workers: int, job: bytes) -> Running:
+def _start(index: int, slot: int, workers: int, job: bytes, libraries: list[str]) -> Running:
     context = get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
+    context.set_forkserver_preload(libraries)
     receiver, sender = context.Pipe(duplex=False)
     threads = threads_each(workers)
     with _not_main():
