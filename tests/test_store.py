@@ -13,7 +13,7 @@ D = 3
 
 def stored(directory: Path, rows: int, every_special: int = 5, every_document: int = 1) -> LayerFiles:
     """Rows [i, i, i]; every fifth is special, and each a document of its own. Appended in uneven shards."""
-    files = LayerFiles(directory, 7)
+    files = LayerFiles(directory, 7, "float32")
     numbers = torch.arange(rows)
     flags = (numbers % every_special == 0) * SPECIAL + (numbers % every_document == 0) * DOC_START
     x = numbers[:, None].float().expand(-1, D)
@@ -74,7 +74,7 @@ def test_rows_that_a_killed_process_left_behind_the_extent_are_overwritten(tmp_p
 
 def test_too_few_tokens_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no activations are stored"):
-        LayerTokens(LayerFiles(tmp_path, 1), 1, 0, False)
+        LayerTokens(LayerFiles(tmp_path, 1, "float32"), 1, 0, False)
     files = stored(tmp_path, 100)
     with pytest.raises(ValueError, match="holds 80 tokens: too few for n_eval=81 and, in other documents"):
         LayerTokens(files, n_eval=81, n_train=0, special_tokens=False)
@@ -156,7 +156,7 @@ def test_memory_holds_the_blocks_that_it_says(
     every_special: int, blocks_ahead: int, blocks: int, tmp_path: Path
 ) -> None:
     """Blocks are NumPy's memory, which tracemalloc sees; batches are torch's."""
-    files, d, batch_size = LayerFiles(tmp_path, 1), 64, 16
+    files, d, batch_size = LayerFiles(tmp_path, 1, "float32"), 64, 16
     block = BLOCK_BATCHES * batch_size * d * 4
     special = torch.arange(20_000) % every_special == 0
     files.append(torch.zeros(20_000, d), (DOC_START + SPECIAL * special).to(torch.uint8), items=1)

@@ -12,7 +12,7 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
-from sae_outliers.activations.store import LayerFiles
+from sae_outliers.activations.store import LayerFiles, files_of
 from sae_outliers.activations.stream import Captured, TokenStream
 from sae_outliers.models.backbone import Backbone
 from sae_outliers.utils.files import write_json
@@ -22,15 +22,21 @@ from sae_outliers.utils.provenance import peak_memory_mb
 
 log = logging.getLogger(__name__)
 
-SHARD_BYTES = 64 << 20  # of all layers together: what is in memory before it is written
+SHARD_BYTES = 64 << 20  # of all layers together, in float32: what is in memory before it is written
 
 
 def fill(
-    directory: Path, settings: Mapping[str, Any], stream: TokenStream, layers: Sequence[int], n_eval: int, n_train: int
+    directory: Path,
+    settings: Mapping[str, Any],
+    stream: TokenStream,
+    layers: Sequence[int],
+    dtype: str,
+    n_eval: int,
+    n_train: int,
 ) -> None:
     """Make sure that the store holds the tokens asked for at `layers`; what it holds is not computed again.
 
-    `settings` say what determines the rows; they are kept beside them. One process at a time fills a store; others
+    `dtype` is what is written where nothing is stored yet, as `store.files_of` says. `settings` say what determines the rows; they are kept beside them. One process at a time fills a store; others
     wait for it. Layers at the same position share one forward pass.
 
     Raises:
@@ -38,7 +44,7 @@ def fill(
     """
     directory.mkdir(parents=True, exist_ok=True)
     with FileLock(directory / ".lock"):
-        files = {layer: LayerFiles(directory, layer) for layer in layers}
+        files = {layer: files_of(directory, layer, dtype, n_eval, n_train) for layer in layers}
         lacking = [layer for layer in layers if not files[layer].holds(n_eval, n_train)]
         if not lacking:
             return
@@ -54,9 +60,11 @@ def fill(
             Extraction(stream, backbone, together, n_eval, n_train).run(done)
 
 
-def holds(directory: Path, layers: Sequence[int], n_eval: int, n_train: int) -> bool:
+def holds(directory: Path, layers: Sequence[int], dtype: str, n_eval: int, n_train: int) -> bool:
     """Whether these layers hold so many tokens, as their files say; shards are verified when they are read."""
-    return directory.is_dir() and all(LayerFiles(directory, layer).holds(n_eval, n_train) for layer in layers)
+    return directory.is_dir() and all(
+        files_of(directory, layer, dtype, n_eval, n_train).holds(n_eval, n_train) for layer in layers
+    )
 
 
 class Extraction:
@@ -86,10 +94,10 @@ class Extraction:
                         if self.tokens >= total and self._is_complete(shards):
                             return
                         if signal.received:
-                            shards.write()
+                            shards.write_for_later()
                             signal.deliver()
             finally:
-                shards.write()
+                shards.write_for_later()
         raise ValueError(
             f"data={self.stream.data} has only {self.tokens} tokens for {self.stream.model}, but n_eval and "
             f"train.n_tokens ask for {total}, in different documents: lower them or name larger data"
@@ -105,7 +113,7 @@ class Forecast:
 
     def __init__(self, stream: TokenStream, files: dict[int, LayerFiles], tokens_left: int) -> None:
         self.device, self.left, self.seen = stream.device, max(tokens_left, 0), 0
-        self.directory = next(iter(files.values())).extent_path.parent
+        self.files, self.directory = files, next(iter(files.values())).extent_path.parent
         self.title = f"{stream.model}, {len(files)} layer(s), {self.left} tokens to go"
         self.last = time.perf_counter()
 
@@ -120,7 +128,9 @@ class Forecast:
         if self.seen > 2:
             return
         batches_left = self.left / max(captured.tokens, 1)
-        disk = batches_left * captured.nbytes
+        disk = batches_left * sum(
+            rows.numel() * self.files[layer].bytes_per_number for layer, rows in captured.rows.items()
+        )
         if self.seen == 1:
             self._check(disk)
             return
@@ -143,14 +153,22 @@ class Shards:
     def __init__(self, files: dict[int, LayerFiles]) -> None:
         self.files = files
         self.waiting: list[Captured] = []
-        self.bytes = 0
+        self.bytes = self.rows = 0
+        begun = all(file.extent().rows for file in files.values())
+        self.least_rows = 0 if begun else max(file.first_rows for file in files.values())
         self.copying_from: set[torch.device] = set()
 
     def add(self, captured: Captured) -> None:
         rows = {layer: self._to_host(x) for layer, x in captured.rows.items()}
         self.waiting.append(Captured(rows, captured.flags, captured.items))
         self.bytes += captured.nbytes
+        self.rows += min(map(len, captured.flags.values()))
         if self.bytes >= SHARD_BYTES:
+            self.write_for_later()
+
+    def write_for_later(self) -> None:
+        """Write what is waiting, unless it would begin a layer with fewer rows than it is centred on."""
+        if self.rows >= self.least_rows:
             self.write()
 
     def _to_host(self, rows: Tensor) -> Tensor:
@@ -163,7 +181,8 @@ class Shards:
     def write(self) -> None:
         if not self.waiting:
             return
-        waiting, self.waiting, self.bytes = self.waiting, [], 0  # none is written twice, if this is broken off
+        waiting, self.waiting = self.waiting, []  # none is written twice, if this is broken off
+        self.bytes = self.rows = self.least_rows = 0
         for device in self.copying_from:
             torch.cuda.synchronize(device)
         items = sum(captured.items for captured in waiting)

@@ -1,10 +1,11 @@
-"""Activations on disk: for each layer a growing file of float32 rows, shared by every run on that model and data.
+"""Activations on disk: for each layer a growing file of rows, shared by every run on that model and data.
 
-`<root>/<digest>/layer_07.f32` holds rows [n, d_model] in the order of the token stream, `layer_07.flags.u1` one byte
-per row (SPECIAL, DOC_START), and `layer_07.json` how many rows are valid, in which shards they were written, and the
-checksums of these. The JSON is replaced after a shard is written, so a killed extraction goes on from its last whole
-shard; a shard is verified when it is first read. A later run that needs more tokens extends the same files. float32,
-because bfloat16 loses the variation of a dimension with |μ|/σ > 250.
+`<root>/<digest>/layer_07.f16` holds rows [n, d_model] in the order of the token stream, as float16 of their distance
+from a centre of each dimension, `layer_07.f16.centre` that centre and its scale (see `coding`), `layer_07.f16.flags.u1`
+one byte per row (SPECIAL, DOC_START), and `layer_07.f16.json` how many rows are valid, in which shards they were
+written, and the checksums of these. The JSON is replaced after a shard is written, so a killed extraction goes on from
+its last whole shard; a shard is verified when it is first read. A later run that needs more tokens extends the same
+files. float32 rows stand in `layer_07.f32`, `layer_07.flags.u1` and `layer_07.json`, beside the others or alone.
 """
 
 import json
@@ -18,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sae_outliers.activations.coding import CENTRED_ON, Centred, Coding, Exact
 from sae_outliers.utils.files import write_json
 from sae_outliers.utils.prefetch import read_ahead
 
@@ -39,24 +41,66 @@ class LayerExtent:
 
 
 class LayerFiles:
-    """The three files of one layer."""
+    """The files of one layer in one dtype: float16 of what varies, or float32."""
 
-    def __init__(self, directory: Path, layer: int) -> None:
-        self.rows_path = directory / f"layer_{layer:02d}.f32"
-        self.flags_path = directory / f"layer_{layer:02d}.flags.u1"
-        self.extent_path = directory / f"layer_{layer:02d}.json"
+    def __init__(self, directory: Path, layer: int, dtype: str) -> None:
+        self.dtype = dtype
+        self.centre_path = directory / f"layer_{layer:02d}.f16.centre"
+        self.rows_path = directory / f"layer_{layer:02d}.{'f16' if self.is_centred else 'f32'}"
+        begin = f"layer_{layer:02d}.f16" if self.is_centred else f"layer_{layer:02d}"
+        self.flags_path = directory / f"{begin}.flags.u1"
+        self.extent_path = directory / f"{begin}.json"
+
+    @property
+    def is_centred(self) -> bool:
+        return self.dtype == "float16"
+
+    @property
+    def bytes_per_number(self) -> int:
+        return np.dtype(self.dtype).itemsize
+
+    @property
+    def first_rows(self) -> int:
+        """The least rows of a first shard that other rows may follow: on them all are centred."""
+        return CENTRED_ON if self.is_centred else 1
 
     def extent(self) -> LayerExtent:
-        """What is stored, as the file says now."""
+        """What is stored, as the file says now. Raises ValueError where it is damaged."""
         if not self.extent_path.is_file():
             return LayerExtent()
-        return LayerExtent(**json.loads(self.extent_path.read_text()))
+        try:
+            return LayerExtent(**json.loads(self.extent_path.read_text()))
+        except (ValueError, TypeError):
+            raise ValueError(f"{self.extent_path} is damaged: {self.remedy}") from None
+
+    @property
+    def remedy(self) -> str:
+        return f"delete {self.extent_path}, and the same command extracts this layer again"
+
+    def coding(self, d_model: int) -> Coding:
+        """Return how the rows were written. Raises ValueError where their centre is not on disk as it was."""
+        if not self.is_centred:
+            return Exact()
+        try:
+            return Centred.read(self.centre_path, d_model)
+        except ValueError as error:
+            raise ValueError(f"{error}: {self.remedy}") from None
 
     def append(self, rows: Tensor, flags: Tensor, items: int) -> None:
-        """Add one shard: rows [n, d_model] with their flags (uint8 [n]), which come from the next `items` items."""
-        extent = self.extent()
-        row_bytes = np.ascontiguousarray(rows.cpu().numpy(), dtype="<f4")
-        flag_bytes = flags.cpu().numpy().astype("u1")
+        """Add one shard: rows [n, d_model] with their flags (uint8 [n]), which come from the next `items` items.
+
+        Raises:
+            ValueError: float16 cannot hold a number beside those that the layer began with.
+        """
+        extent, rows, flags = self.extent(), rows.cpu(), flags.cpu()
+        if self.is_centred and extent.rows == 0:  # before the first row is
+            first = slice(CENTRED_ON)
+            Centred.on(rows[first], flags[first] & SPECIAL == 0).write(self.centre_path)
+        try:
+            row_bytes = self.coding(rows.shape[1]).encode(rows)
+        except OverflowError as error:
+            raise ValueError(f"{self.rows_path}: {error}: add store_dtype=float32") from None
+        flag_bytes = flags.numpy().astype("u1")
         _append(self.rows_path, row_bytes, extent.rows)
         _append(self.flags_path, flag_bytes, extent.rows)
         grown = LayerExtent(
@@ -80,6 +124,17 @@ class LayerFiles:
 
     def flags(self, extent: LayerExtent) -> np.ndarray:
         return np.memmap(self.flags_path, dtype="u1", mode="r", shape=(extent.rows,))
+
+
+def files_of(directory: Path, layer: int, dtype: str, n_eval: int, n_train: int) -> LayerFiles:
+    """Return the files that a run reads, or that are filled for it.
+
+    Where float16 is asked for, float32 serves as well: that which holds so many tokens or, if neither does, the one
+    that holds more. So what a version without float16 extracted is used and extended.
+    """
+    either = [LayerFiles(directory, layer, one) for one in ("float16", "float32") if one in (dtype, "float32")]
+    enough = (files for files in either if files.holds(n_eval, n_train))
+    return next(enough, None) or max(either, key=lambda files: files.extent().tokens)
 
 
 def _append(path: Path, array: np.ndarray, rows_before: int) -> None:
@@ -138,7 +193,8 @@ def is_token(flags: np.ndarray, special_tokens: bool) -> np.ndarray:
 class LayerTokens:
     """The tokens of one layer that a run sees: the first `n_eval` to measure on, and `n_train` of later documents.
 
-    Tokens come in chunks [tokens, d_model], float32 on the CPU, as the network put them out. Special tokens are left
+    Tokens come in chunks [tokens, d_model], float32 on the CPU, as the network put them out but for the rounding of
+    what is stored in 16 bits. Special tokens are left
     out unless `special_tokens`.
 
     Raises:
@@ -152,7 +208,8 @@ class LayerTokens:
         self.d_model = extent.d_model
         self._files, self._shards, self._ends = files, extent.shards, [shard[0] for shard in extent.shards]
         self._verified: set[int] = set()
-        self._rows = np.memmap(files.rows_path, dtype="<f4", mode="r", shape=(extent.rows, extent.d_model))
+        self._coding = files.coding(extent.d_model)
+        self._rows = np.memmap(files.rows_path, dtype=self._coding.dtype, mode="r", shape=(extent.rows, extent.d_model))
         self._flags = files.flags(extent)
         self.n_eval, self.n_train, self.special_tokens = n_eval, n_train, special_tokens
         parts = find_split(self._flags, n_eval, n_train, special_tokens)
@@ -165,14 +222,15 @@ class LayerTokens:
 
     def eval_chunks(self) -> Iterator[Tensor]:
         """The evaluation tokens, always the same and in the same order."""
-        return (self._read(start, stop) for start, stop in self._eval_bounds())
+        return (self._coding.decode(self._read(start, stop)) for start, stop in self._eval_bounds())
 
     def eval_rows(self) -> Iterator[tuple[Tensor, Tensor]]:
         """All stored rows [n, d_model] up to the last evaluation token, and which of them are special, bool [n]."""
         for start, stop in self._eval_bounds():
             self._verify(start, stop)
             special = self._flags[start:stop] & SPECIAL > 0
-            yield torch.from_numpy(np.array(self._rows[start:stop])), torch.from_numpy(special)
+            rows = torch.from_numpy(np.array(self._rows[start:stop]))
+            yield self._coding.decode(rows), torch.from_numpy(special)
 
     def _eval_bounds(self) -> Iterator[tuple[int, int]]:
         for start in range(0, self.parts.eval_end, EVAL_ROWS):
@@ -182,7 +240,7 @@ class LayerTokens:
         """Batches [batch_size, d_model] without end, from batch number `start` on; the seed fixes their order.
 
         Each epoch takes blocks of BLOCK_BATCHES batches in a random order and shuffles the rows within a block, so
-        memory holds one block, and those that a thread has read ahead. Documents were shuffled before they were
+        memory holds one block as it is stored, and those that a thread has read ahead. Documents were shuffled before they were
         stored. A block's last, partial batch is left out.
 
         Raises:
@@ -198,7 +256,7 @@ class LayerTokens:
         ordered = self._in_order(blocks, batch_size, seed, *divmod(start, per_epoch))
         read = ((self._read(*bounds), torch.from_numpy(batches)) for bounds, batches in ordered)
         for block, batches in read_ahead(read, blocks_ahead) if blocks_ahead else read:
-            yield from (block.index_select(0, batch) for batch in batches)
+            yield from (self._coding.decode(block.index_select(0, batch)) for batch in batches)
             del block  # before the next is read
 
     def _in_order(
@@ -229,7 +287,7 @@ class LayerTokens:
         return is_token(self._flags[start:stop], self.special_tokens)
 
     def _read(self, start: int, stop: int) -> Tensor:
-        """The tokens among rows start:stop."""
+        """The tokens among rows start:stop, as they are stored."""
         self._verify(start, stop)
         rows, kept = self._rows[start:stop], self._kept(start, stop)
         return torch.from_numpy(np.array(rows) if kept.all() else np.asarray(rows[kept]))  # one copy in memory
@@ -243,7 +301,7 @@ class LayerTokens:
             found = zlib.crc32(self._rows[first:end].data), zlib.crc32(self._flags[first:end].data)
             if found != (rows_crc, flags_crc):
                 raise ValueError(
-                    f"rows {first} to {end} of {self._files.rows_path} are not what was written there: delete "
-                    f"{self._files.extent_path}, and the same command extracts this layer again"
+                    f"rows {first} to {end} of {self._files.rows_path} are not what was written there: "
+                    f"{self._files.remedy}"
                 )
             self._verified.add(shard)

@@ -50,7 +50,7 @@ def table(plan: Plan, device: torch.device) -> pd.DataFrame:
 
     def store() -> None:
         with tempfile.TemporaryDirectory() as folder:
-            shards = Shards({layer: LayerFiles(Path(folder), layer) for layer in layers})
+            shards = Shards({layer: LayerFiles(Path(folder), layer, "float16") for layer in layers})
             for batch in inputs:
                 shards.add(stream.rows(backbone, batch, layers))
             shards.write()
