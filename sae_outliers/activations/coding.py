@@ -16,7 +16,7 @@ from torch import Tensor
 from sae_outliers.utils.files import atomic_write
 
 DTYPES = ("float16", "float32")  # as settings name them; beside the former, a centre and a scale of each dimension
-CENTRED_ON = 256  # rows, the first of a layer, that give centre and scale
+CENTRED_ON = 1024  # rows, the first of a layer, that give centre and scale; they are float32 themselves
 # float16 has 30 powers of two, so the deviation of the first rows is put far below its largest number, 65,504
 HEADROOM = 64  # times the mean deviation from the centre that is scaled to 1: 4 million of it do not overflow
 FLOOR = 256  # and, in a dimension that hardly varies in the first rows, 256 times the largest value of any

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from sae_outliers.activations.extract import fill, holds
-from sae_outliers.activations.store import LayerFiles, files_of
+from sae_outliers.activations.extract import Wanted, fill, holds
+from sae_outliers.activations.layer_files import StoredLayer
 from sae_outliers.activations.stream import TokenStream, items_per_batch
 from sae_outliers.config import RunConfig
 from sae_outliers.runs.identity import store_directory, store_settings
@@ -35,15 +35,18 @@ def stream_of(cfg: RunConfig) -> TokenStream:
 
 def extract(cfg: RunConfig, layers: Sequence[int]) -> None:
     """Store the tokens that `cfg` asks for at `layers`. Raises ValueError as `activations.extract.fill`."""
-    wanted = cfg.store_dtype, cfg.n_eval, training_tokens(cfg)
-    fill(store_directory(cfg), store_settings(cfg), stream_of(cfg), layers, *wanted)
+    fill(store_directory(cfg), store_settings(cfg), stream_of(cfg), layers, _wanted(cfg))
 
 
 def is_stored(cfg: RunConfig, layers: Sequence[int]) -> bool:
     """Whether the store holds the tokens that `cfg` asks for at `layers`."""
-    return holds(store_directory(cfg), layers, cfg.store_dtype, cfg.n_eval, training_tokens(cfg))
+    return holds(store_directory(cfg), layers, _wanted(cfg))
 
 
-def layer_files(cfg: RunConfig, layer: int) -> LayerFiles:
+def stored_layer(cfg: RunConfig, layer: int) -> StoredLayer:
     """Return the files of the activations that a run on this layer reads."""
-    return files_of(store_directory(cfg), layer, cfg.store_dtype, cfg.n_eval, training_tokens(cfg))
+    return StoredLayer(store_directory(cfg), layer)
+
+
+def _wanted(cfg: RunConfig) -> Wanted:
+    return Wanted(cfg.n_eval, training_tokens(cfg), cfg.store_dtype)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sae_outliers.activations.store import LayerTokens
 from sae_outliers.config import RunConfig
-from sae_outliers.runs.activations import layer_files, training_tokens
+from sae_outliers.runs.activations import stored_layer, training_tokens
 from sae_outliers.stats.kurtosis import Kurtosis
 from sae_outliers.stats.moments import Moments
 from sae_outliers.stats.transforms import PREPROCESSINGS
@@ -63,7 +63,7 @@ class LayerData:
         self.device = resolve_device(cfg.device)
         self.preprocess = PREPROCESSINGS[cfg.preprocessing]
         self.batch_size, self.seed = cfg.train.batch_size, cfg.seed
-        self.tokens = LayerTokens(layer_files(cfg, layer), cfg.n_eval, training_tokens(cfg), cfg.special_tokens)
+        self.tokens = LayerTokens(stored_layer(cfg, layer), cfg.n_eval, training_tokens(cfg), cfg.special_tokens)
         meter = SeverityMeter(cfg.preprocessing, cfg.special_tokens, self.device)
         for rows, is_special in self.tokens.eval_rows():
             meter.update(rows, is_special)

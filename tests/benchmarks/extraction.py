@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 
 from sae_outliers.activations.extract import Shards
-from sae_outliers.activations.store import LayerFiles
+from sae_outliers.activations.layer_files import LayerFiles
 from sae_outliers.activations.stream import TokenStream
 from sae_outliers.models.backbone import Backbone
 from sae_outliers.runs.activations import stream_of
@@ -50,7 +50,7 @@ def table(plan: Plan, device: torch.device) -> pd.DataFrame:
 
     def store() -> None:
         with tempfile.TemporaryDirectory() as folder:
-            shards = Shards({layer: LayerFiles(Path(folder), layer, "float16") for layer in layers})
+            shards = Shards({layer: LayerFiles(Path(folder), layer, "float32") for layer in layers})
             for batch in inputs:
                 shards.add(stream.rows(backbone, batch, layers))
             shards.write()
