@@ -9,7 +9,7 @@ Writes stored.csv, stored_trained.csv and stored_reading.csv to results/benchmar
 import argparse
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
