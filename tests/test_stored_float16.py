@@ -95,7 +95,7 @@ def test_what_is_studied_is_kept_where_float16_and_bfloat16_lose_it(tmp_path: Pa
     assert error[MEAN] < 5e-4
     lost = (x.half().float() - x).double().square().mean(0).sqrt() / sigma
     assert lost[MEAN] > 0.9
-    assert moments([back]).gamma == pytest.approx(moments([x]).gamma, rel=1e-6)
+    assert moments([back]).gamma == pytest.approx(moments([x]).gamma, rel=1e-5)
     variance = moments([back]).variance / moments([x]).variance
     assert (variance - 1).abs().max() < 1e-4
 
