@@ -1,5 +1,6 @@
 """float16 of what varies: what it keeps of a number, and that stores of both kinds are read, joined and resumed."""
 
+import tracemalloc
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from sae_outliers.activations import extract as extraction
 from sae_outliers.activations.coding import CENTRED_ON, Centred
 from sae_outliers.activations.layer_files import LayerFiles, StoredLayer
 from sae_outliers.activations.split import DOC_START, SPECIAL
-from sae_outliers.activations.store import LayerTokens
+from sae_outliers.activations.store import BLOCK_BATCHES, LayerTokens
 from sae_outliers.config import RunConfig
 from sae_outliers.runs.activations import extract, is_stored, stored_layer
 from sae_outliers.runs.identity import run_directories, store_directory
@@ -196,6 +197,20 @@ def test_a_damaged_extent_is_named_in_one_sentence(tmp_path: Path, content: str,
         ValueError, match=r"layer_01.*json is damaged: delete .*json, and the same command extracts this"
     ):
         files.extent()
+
+
+def test_memory_holds_a_block_in_16_bits(tmp_path: Path) -> None:
+    layer, flags = StoredLayer(tmp_path, 1), torch.full((14_000,), DOC_START, dtype=torch.uint8)
+    layer.exact.append(torch.randn(1000, 64), flags[:1000], items=1)
+    layer.begin_rest()
+    layer.rest.append(torch.randn(13_000, 64), flags[1000:], items=1)
+    tokens, block = LayerTokens(layer, 1000, 13_000, False), BLOCK_BATCHES * 16 * 64 * 2
+    tracemalloc.start()
+    for _ in islice(tokens.training_batches(16, 0), 600):
+        pass
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert 0.7 * block < peak < 1.3 * block
 
 
 # --- extraction -----------------------------------------------------------------------------------------
