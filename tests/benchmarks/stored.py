@@ -1,7 +1,7 @@
 """What storing activations in 16 bits changes, and what reading them takes, against float32.
 
-    python -m tests.benchmarks.stored                      # reading, and all layers of models that come with packages
-    python -m tests.benchmarks.stored reading minilm       # of one
+    python -m tests.benchmarks.stored                          # all layers of the models that come with packages
+    python -m tests.benchmarks.stored --only=layers minilm     # of one; rows of other models stay in the tables
 
 Writes stored_reading.csv, stored.csv and stored_trained.csv to results/benchmarks, and prints what docs/data.md has.
 """
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pandas as pd
@@ -40,6 +41,7 @@ from tests.conftest import composed
 
 MODELS = ("minilm", "spliceai", "efficientnet_lite0", "sapiens", "antiberty", "vit_s14", "smollm2")
 TRAINED = {"minilm": 3, "spliceai": 8}  # a layer of each
+PARTS = ("reading", "layers", "trained")
 CPU = torch.device("cpu")
 PLANTED = (10.0, 100.0, 1000.0)
 CHOSEN = "float16, centred"
@@ -108,7 +110,7 @@ def compared(model: str, folder: Path) -> Iterator[dict[str, Any]]:
                 "gamma_change": abs(now.gamma / exact.gamma - 1),
                 **{f"gamma_change_{g:g}": change_of_gamma(moved, kept(moved, way)) for g, moved in planted.items()},
                 "conditions": len(now.fates),
-                "fates_changed_pct": sum(map(changed_pct, exact.fates, now.fates)) / max(len(now.fates), 1),
+                "fates_changed_pct": fmean(map(changed_pct, exact.fates, now.fates)) if now.fates else None,
                 "overflows": sum(int((~x.isfinite()).sum()) for x, _ in stored),
             }
         print(f"{model} layer {layer}", file=sys.stderr)
@@ -159,8 +161,8 @@ def trained(model: str, layer: int, folder: Path) -> Iterator[dict[str, Any]]:
         "float32": ["store_dtype=float32"],
         "float32, batches of 5": ["store_dtype=float32", "data.batch_size=5"],
     }
-    for name, overrides in stores.items():
-        results_dir = folder / "trained" / name.replace(" ", "")
+    for number, (name, overrides) in enumerate(stores.items()):
+        results_dir = folder / f"trained{number}"
         asked = [f"model=offline/{model}", f"layer={layer}", *SHORT, *SMALL, *overrides, f"results_dir={results_dir}"]
         variants = [composed(*asked, f"centering={centering}") for centering in ("off", "on")]
         run(composed(*asked), variants)
@@ -204,21 +206,18 @@ def _epoch(tokens: LayerTokens) -> None:
 
 def main() -> None:
     arguments = parse()
-    directory = Path(arguments.results_dir) / "benchmarks"
+    directory, parts = Path(arguments.results_dir) / "benchmarks", [arguments.only] if arguments.only else PARTS
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        if "reading" in arguments.parts:
+        if "reading" in parts:
             write(directory / "stored_reading.csv", list(reading(folder / "reading", arguments.rounds)))
-        layers: list[dict[str, Any]] = []
-        fvus: list[dict[str, Any]] = []
-        for model in (part for part in arguments.parts if part != "reading"):
-            layers += compared(model, folder)
-            write(directory / "stored.csv", layers)
-            if model in TRAINED:
-                fvus += trained(model, TRAINED[model], folder)
-                write(directory / "stored_trained.csv", fvus)
-    if layers:
-        print(summary(pd.DataFrame(layers)).to_markdown())
+        for model in arguments.models:
+            if "layers" in parts:
+                update(directory / "stored.csv", list(compared(model, folder)))
+            if "trained" in parts and model in TRAINED:
+                update(directory / "stored_trained.csv", list(trained(model, TRAINED[model], folder)))
+    if "layers" in parts:
+        print(summary(pd.read_csv(directory / "stored.csv")).to_markdown())
 
 
 def summary(layers: pd.DataFrame) -> pd.DataFrame:
@@ -230,6 +229,13 @@ def summary(layers: pd.DataFrame) -> pd.DataFrame:
     return every[worst].max().assign(layers=every.size(), **fates)
 
 
+def update(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Write the rows, and those of other models that the file has."""
+    others = pd.read_csv(path).to_dict("records") if path.exists() else []
+    measured = {row["model"] for row in rows}
+    write(path, [*(row for row in others if row["model"] not in measured), *rows])
+
+
 def write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     with atomic_write(path) as beside:
         pd.DataFrame(rows).to_csv(beside, index=False)
@@ -237,9 +243,8 @@ def write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.stored", description="Activations in 16 bits.")
-    parser.add_argument(
-        "parts", nargs="*", default=("reading", *MODELS), help="reading, or of model=offline/; all by default"
-    )
+    parser.add_argument("models", nargs="*", default=MODELS, help="of model=offline/; all by default")
+    parser.add_argument("--only", choices=PARTS, help="one of the tables")
     parser.add_argument("--rounds", type=int, default=7, help="of reading")
     parser.add_argument("--results-dir", default="results", help="tables go to benchmarks/ in this folder")
     return parser.parse_args()
