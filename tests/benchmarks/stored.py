@@ -7,6 +7,7 @@ Writes stored_reading.csv, stored.csv and stored_trained.csv to results/benchmar
 """
 
 import argparse
+import math
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -149,9 +150,9 @@ def planted_at(rows: Rows, gamma: float) -> Rows:
 
 
 def change_of_gamma(exact: Rows, stored: Rows) -> float:
-    """Return by how much γ of the rows changes, relatively."""
-    before, after = (moments(x[~special] for x, special in rows).gamma for rows in (exact, stored))
-    return abs(after / before - 1)
+    """Return by how much γ of the rows changes, relatively; infinity where nothing that varies is left."""
+    before, after = (moments(x[~special] for x, special in rows) for rows in (exact, stored))
+    return abs(after.gamma / before.gamma - 1) if after.variance.any() else math.inf
 
 
 def trained(model: str, layer: int, folder: Path) -> Iterator[dict[str, Any]]:
