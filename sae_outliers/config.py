@@ -181,6 +181,8 @@ class RunConfig:
     device: str = setting("auto", affects="nothing", shared=True)  # auto, cpu, cuda, cuda:1, ...
     # whether activations are stored; without, all is measured in the stream, at initialisation only
     store: bool = setting(True, affects="nothing", shared=True)
+    # of training tokens: float16 of what varies, or float32; evaluation tokens always are
+    store_dtype: str = setting("float16", affects="nothing", shared=True)
     task: str = setting("run", affects="nothing", shared=True)  # run, or extract: only store the activations
     # model=hf, model=timm: a hub id or a local folder; timm's name. It reaches results through the loader's arguments
     name: str | None = setting(None, affects="nothing", shared=True)

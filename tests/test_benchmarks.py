@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
-from tests.benchmarks import ours
+from tests.benchmarks import ours, stored
 from tests.benchmarks.data import Activations
 from tests.benchmarks.memory import CLEAR_REFS, MB, peak_extra_mb
 from tests.benchmarks.peers import PEERS
@@ -171,3 +171,17 @@ def test_peak_memory_counts_what_a_case_gives_back() -> None:
         torch.ones(25_000_000)  # 100 MB, gone afterwards
 
     assert peak_extra_mb(case, CPU) == pytest.approx(25_000_000 * 4 / MB, rel=0.1)
+
+
+def test_reading_16_bits_is_measured_beside_32(tmp_path: Path) -> None:
+    stored.write(tmp_path / "reading.csv", list(stored.reading(tmp_path, rounds=1)))
+    assert pd.read_csv(tmp_path / "reading.csv").gt(0).all(axis=None)
+
+
+@pytest.mark.weights
+def test_every_layer_and_way_to_store_has_a_row(tmp_path: Path) -> None:
+    rows = pd.DataFrame(stored.compared("sapiens", tmp_path))
+    assert len(rows) == 4 * len(stored.WAYS)
+    worst = stored.summary(rows)
+    assert worst["gamma_change_1000"]["bfloat16"] > 100 * worst["gamma_change_1000"][stored.CHOSEN]
+    assert worst["layers with fates"].tolist() == [4, 1, 1, 1]

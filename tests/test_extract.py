@@ -16,11 +16,12 @@ from hydra.utils import instantiate
 from sae_outliers.activations import extract as extraction
 from sae_outliers.activations import stream
 from sae_outliers.activations.capture import capture
-from sae_outliers.activations.store import DOC_START, SPECIAL, LayerFiles, LayerTokens
+from sae_outliers.activations.split import DOC_START, SPECIAL
+from sae_outliers.activations.store import LayerTokens
 from sae_outliers.activations.stream import TokenStream, items_per_batch, token_rows
 from sae_outliers.config import RunConfig
 from sae_outliers.models.backbone import Backbone, Batch
-from sae_outliers.runs.activations import extract
+from sae_outliers.runs.activations import extract, stored_layer
 from sae_outliers.runs.identity import store_directory
 from tests.conftest import ROOT, composed
 
@@ -93,10 +94,13 @@ def test_an_interrupted_extraction_goes_on_and_gives_the_same_bytes(
     with pytest.raises(KeyboardInterrupt):
         extract(cut, [1, 2])
     monkeypatch.undo()
-    assert 0 < LayerFiles(store_directory(cut), 2).extent().tokens < 1000
+    assert 0 < stored_layer(cut, 2).exact.extent().tokens < 1000
     extract(cut, [1, 2])
     for layer in (1, 2):
-        one, other = LayerFiles(store_directory(whole), layer), LayerFiles(store_directory(cut), layer)
+        one, other = (
+            stored_layer(whole, layer).exact,
+            stored_layer(cut, layer).exact,
+        )
         assert one.rows_path.read_bytes() == other.rows_path.read_bytes()
         assert one.flags_path.read_bytes() == other.flags_path.read_bytes()
 
@@ -128,13 +132,13 @@ def test_after_a_kill_it_goes_on_from_the_last_whole_shard(tmp_path: Path, monke
     killed = subprocess.run([sys.executable, "-c", KILLED, tmp_path / "cut"], cwd=ROOT, capture_output=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     cut = config(tmp_path / "cut", "n_eval=1500", "data.batch_size=1")
-    left = LayerFiles(store_directory(cut), 1).extent()
+    left = stored_layer(cut, 1).exact.extent()
     assert left.items == 4  # five batches of one item came in, and the fifth was not written yet
     monkeypatch.setattr(extraction, "SHARD_BYTES", 900_000)
     extract(cut, [1, 2])
     whole = config(tmp_path / "whole", "n_eval=1500", "data.batch_size=1")
     extract(whole, [1, 2])
-    one, other = LayerFiles(store_directory(whole), 2), LayerFiles(store_directory(cut), 2)
+    one, other = stored_layer(whole, 2).exact, stored_layer(cut, 2).exact
     assert one.rows_path.read_bytes() == other.rows_path.read_bytes()
     assert one.extent() == other.extent()
 
@@ -145,11 +149,11 @@ def test_a_store_is_reused_extended_and_joined_by_other_layers(tmp_path: Path) -
     assert store_directory(small) == store_directory(large)
     assert store_directory(small) != store_directory(config(tmp_path, "seed=1"))
     extract(small, [1])
-    written = LayerFiles(store_directory(small), 1).rows_path.stat().st_mtime_ns
+    written = stored_layer(small, 1).exact.rows_path.stat().st_mtime_ns
     extract(small, [1])
-    assert LayerFiles(store_directory(small), 1).rows_path.stat().st_mtime_ns == written
+    assert stored_layer(small, 1).exact.rows_path.stat().st_mtime_ns == written
     extract(large, [1, 2])
-    first, second = (LayerTokens(LayerFiles(store_directory(large), layer), 1500, 0, False) for layer in (1, 2))
+    first, second = (LayerTokens(stored_layer(large, layer), 1500, 0, False) for layer in (1, 2))
     assert sum(len(x) for x in first.eval_chunks()) == sum(len(x) for x in second.eval_chunks()) == 1500
 
 
@@ -205,9 +209,10 @@ def test_a_mask_that_does_not_fit_the_blocks_output_is_named() -> None:
 def test_batches_of_another_size_store_the_same_tokens(tmp_path: Path) -> None:
     stored = []
     for size in (3, 8):
-        cfg = config(tmp_path / str(size), "n_eval=2000", f"data.batch_size={size}", "data.tokens_per_item=20")
+        asked = ("n_eval=2000", f"data.batch_size={size}", "data.tokens_per_item=20", "store_dtype=float32")
+        cfg = config(tmp_path / str(size), *asked)
         extract(cfg, [1])
-        stored.append(torch.cat(list(LayerTokens(LayerFiles(store_directory(cfg), 1), 2000, 0, False).eval_chunks())))
+        stored.append(torch.cat(list(LayerTokens(stored_layer(cfg, 1), 2000, 0, False).eval_chunks())))
     torch.testing.assert_close(stored[0], stored[1], atol=1e-4, rtol=1e-4)
 
 
@@ -215,7 +220,7 @@ def test_batches_of_another_size_store_the_same_tokens(tmp_path: Path) -> None:
 def test_no_document_is_in_both_the_evaluation_and_the_training_part(tmp_path: Path, minilm: Any) -> None:
     cfg = config(tmp_path, "n_eval=700", "train=short", "train.n_tokens=900", "train.steps=1")
     extract(cfg, [1])
-    tokens = LayerTokens(LayerFiles(store_directory(cfg), 1), 700, 900, False)
+    tokens = LayerTokens(stored_layer(cfg, 1), 700, 900, False)
     lengths = [  # of the documents in the order in which they come, as a loop over them gives it
         sum(len(window) - 2 for window in minilm.items(document))
         for document in itertools.islice(instantiate(cfg.data.source)(cfg.seed), 60)
@@ -236,7 +241,7 @@ def test_it_says_what_it_will_take_and_refuses_where_the_disk_is_too_small(
     (said,) = [message for message in caplog.messages if "to go" in message]
     assert "minilm, 2 layer(s), 3000 tokens to go: about 0.00" in said
     stated = float(said.split("about ")[1].split()[0]) * 1e9
-    written = sum(LayerFiles(store_directory(cfg), layer).rows_path.stat().st_size for layer in (1, 2))
+    written = sum(stored_layer(cfg, layer).exact.rows_path.stat().st_size for layer in (1, 2))
     assert written / 1.5 < stated < written * 1.5
 
     monkeypatch.setattr(extraction.shutil, "disk_usage", lambda path: usage._replace(free=1000))

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sae_outliers.activations.store import DOC_START, SPECIAL
+from sae_outliers.activations.split import DOC_START, SPECIAL
 from sae_outliers.config import RunConfig, expand
 from sae_outliers.results.record import read_records
 from sae_outliers.runs.execute import run

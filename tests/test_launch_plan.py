@@ -242,6 +242,9 @@ def test_a_models_memory_and_disk_follow_from_its_yaml() -> None:
     cfg = composed("model=dinov3", "train=none", "n_eval=1000")
     cost = costs.extraction_cost(cfg, 39)
     assert cost.disk == 1000 * 4096 * 4 * 39
+    asked = ("model=dinov3", "train=short", "n_eval=2000", "train.n_tokens=9000")
+    disk = [costs.extraction_cost(composed(*asked, *more), 39).disk for more in ((), ("store_dtype=float32",))]
+    assert disk == [(2000 * 4 + 9000 * 2) * 4096 * 39, 11_000 * 4 * 4096 * 39]
     assert cost.operations == pytest.approx(1000 * 2 * 6.716e9)
     assert cost.gpu_gb == 40  # 27 GB of weights, and the least that its yaml has a batch size for
     assert costs.model_gpu_gb(composed("model=pythia_70m")) < 10

@@ -16,10 +16,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from sae_outliers.activations import extract as extraction
-from sae_outliers.activations.store import LayerFiles
-from sae_outliers.runs.activations import extract
+from sae_outliers.runs.activations import extract, stored_layer
 from sae_outliers.runs.execute import run
-from sae_outliers.runs.identity import store_directory
 from sae_outliers.sweeps.slurm.task import SlurmTask, task_outcome
 from sae_outliers.sweeps.task import Task
 from sae_outliers.utils.preemption import defer_preemption
@@ -113,11 +111,11 @@ def test_an_extraction_told_to_stop_writes_what_it_has_and_goes_on_from_there(
     monkeypatch.setattr(extraction.Forecast, "update", update_and_signal)
     with pytest.raises(Requeued):
         extract(cut, [1])
-    files = LayerFiles(store_directory(cut), 1)
+    files = stored_layer(cut, 1).exact
     assert files.extent().items == 3  # and not one of them twice
     extract(cut, [1])
     extract(whole, [1])
-    assert files.rows_path.read_bytes() == LayerFiles(store_directory(whole), 1).rows_path.read_bytes()
+    assert files.rows_path.read_bytes() == stored_layer(whole, 1).exact.rows_path.read_bytes()
 
 
 def test_where_nobody_handles_the_signal_nothing_is_held_back() -> None:

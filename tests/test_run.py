@@ -10,7 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sae_outliers.activations.store import LayerFiles, LayerTokens
+from sae_outliers.activations.layer_files import StoredLayer
+from sae_outliers.activations.store import LayerTokens
 from sae_outliers.runs.activations import extract
 from sae_outliers.sae.io import fold, load_sae
 from sae_outliers.stats.transforms import postln
@@ -42,7 +43,7 @@ def records(tmp_path: Path) -> list[dict]:  # type: ignore[type-arg]
 
 def stored_tokens(tmp_path: Path, layer: int, n_eval: int = 2000) -> torch.Tensor:
     (store,) = (tmp_path / "activations").iterdir()
-    return torch.cat(list(LayerTokens(LayerFiles(store, layer), n_eval, 0, False).eval_chunks()))
+    return torch.cat(list(LayerTokens(StoredLayer(store, layer), n_eval, 0, False).eval_chunks()))
 
 
 def test_all_layers_at_initialisation_agree_with_a_plain_computation(here: Run, tmp_path: Path) -> None:

@@ -6,20 +6,22 @@ import numpy as np
 import pytest
 import torch
 
-from sae_outliers.activations.store import BLOCK_BATCHES, DOC_START, SPECIAL, LayerFiles, LayerTokens, find_split
+from sae_outliers.activations.layer_files import StoredLayer
+from sae_outliers.activations.split import DOC_START, SPECIAL, find_split
+from sae_outliers.activations.store import BLOCK_BATCHES, LayerTokens
 
 D = 3
 
 
-def stored(directory: Path, rows: int, every_special: int = 5, every_document: int = 1) -> LayerFiles:
+def stored(directory: Path, rows: int, every_special: int = 5, every_document: int = 1) -> StoredLayer:
     """Rows [i, i, i]; every fifth is special, and each a document of its own. Appended in uneven shards."""
-    files = LayerFiles(directory, 7)
+    layer = StoredLayer(directory, 7)
     numbers = torch.arange(rows)
     flags = (numbers % every_special == 0) * SPECIAL + (numbers % every_document == 0) * DOC_START
     x = numbers[:, None].float().expand(-1, D)
     for part in numbers.split(37):
-        files.append(x[part], flags[part].to(torch.uint8), items=1)
-    return files
+        layer.exact.append(x[part], flags[part].to(torch.uint8), items=1)
+    return layer
 
 
 def numbers(chunks) -> list[int]:  # type: ignore[no-untyped-def]
@@ -27,10 +29,10 @@ def numbers(chunks) -> list[int]:  # type: ignore[no-untyped-def]
 
 
 def test_appended_rows_come_back_without_special_ones_eval_first_and_training_after(tmp_path: Path) -> None:
-    files = stored(tmp_path, 1000)
-    tokens = LayerTokens(files, n_eval=300, n_train=200, special_tokens=False)
+    layer = stored(tmp_path, 1000)
+    tokens = LayerTokens(layer, n_eval=300, n_train=200, special_tokens=False)
     ordinary = [i for i in range(1000) if i % 5]
-    assert files.extent().tokens == 800
+    assert layer.exact.extent().tokens == 800
     assert numbers(tokens.eval_chunks()) == ordinary[:300]
     epoch = list(islice(tokens.training_batches(20, seed=0), 10))
     assert sorted(numbers(epoch)) == ordinary[300:500]
@@ -59,38 +61,38 @@ def test_training_order_follows_the_seed_and_goes_on_from_any_batch(tmp_path: Pa
 
 
 def test_rows_that_a_killed_process_left_behind_the_extent_are_overwritten(tmp_path: Path) -> None:
-    files = stored(tmp_path, 74)
-    with files.rows_path.open("ab") as file:
+    layer = stored(tmp_path, 74)
+    with layer.exact.rows_path.open("ab") as file:
         file.write(b"half a row")
-    with files.flags_path.open("ab") as file:
+    with layer.exact.flags_path.open("ab") as file:
         file.write(b"\1\1")
-    files.append(torch.full((2, D), 74.0), torch.zeros(2, dtype=torch.uint8), items=1)
-    tokens = LayerTokens(files, n_eval=60, n_train=0, special_tokens=True)
+    layer.exact.append(torch.full((2, D), 74.0), torch.zeros(2, dtype=torch.uint8), items=1)
+    tokens = LayerTokens(layer, n_eval=60, n_train=0, special_tokens=True)
     assert numbers(tokens.eval_chunks())[-1] == 59
-    assert files.rows_path.stat().st_size == 76 * D * 4
-    assert files.extent().rows == 76
-    assert files.extent().items == 3
+    assert layer.exact.rows_path.stat().st_size == 76 * D * 4
+    assert layer.exact.extent().rows == 76
+    assert layer.exact.extent().items == 3
 
 
 def test_too_few_tokens_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no activations are stored"):
-        LayerTokens(LayerFiles(tmp_path, 1), 1, 0, False)
-    files = stored(tmp_path, 100)
+        LayerTokens(StoredLayer(tmp_path, 1), 1, 0, False)
+    layer = stored(tmp_path, 100)
     with pytest.raises(ValueError, match="holds 80 tokens: too few for n_eval=81 and, in other documents"):
-        LayerTokens(files, n_eval=81, n_train=0, special_tokens=False)
+        LayerTokens(layer, n_eval=81, n_train=0, special_tokens=False)
     with pytest.raises(ValueError, match=r"train\.n_tokens=7 gives no batch of train\.batch_size=8"):
-        next(LayerTokens(files, n_eval=10, n_train=7, special_tokens=False).training_batches(8, 0))
+        next(LayerTokens(layer, n_eval=10, n_train=7, special_tokens=False).training_batches(8, 0))
 
 
 def test_training_begins_with_a_document_of_which_no_token_is_evaluated(tmp_path: Path) -> None:
-    files = stored(tmp_path, 1000, every_document=70)
-    tokens = LayerTokens(files, n_eval=300, n_train=200, special_tokens=False)
+    layer = stored(tmp_path, 1000, every_document=70)
+    tokens = LayerTokens(layer, n_eval=300, n_train=200, special_tokens=False)
     ordinary = [i for i in range(1000) if i % 5]
     assert numbers(tokens.eval_chunks()) == ordinary[:300]  # rows 1 to 374, the last of them in document 5
     trained = sorted(numbers(islice(tokens.training_batches(20, seed=0), 10)))
     assert trained == [i for i in ordinary if i >= 6 * 70][:200]
-    assert files.holds(300, 464)
-    assert not files.holds(300, 465)
+    assert layer.exact.holds(300, 464)
+    assert not layer.exact.holds(300, 465)
 
 
 def test_parts_against_a_loop_over_the_rows() -> None:
@@ -130,17 +132,17 @@ def begun_before(flags: np.ndarray, evaluated: list[int], n_eval: int, row: int)
 def test_a_shard_that_was_changed_is_named_when_it_is_read_and_the_others_are_not_touched(
     tmp_path: Path, path: str
 ) -> None:
-    files = stored(tmp_path, 10_000)
-    whole = files.rows_path.read_bytes()
-    damaged = getattr(files, path)
+    layer = stored(tmp_path, 10_000)
+    whole = layer.exact.rows_path.read_bytes()
+    damaged = getattr(layer.exact, path)
     content = bytearray(damaged.read_bytes())
     content[len(content) // 2] ^= 4  # among rows 4995 to 5032
     damaged.write_bytes(content)
-    assert len(numbers(LayerTokens(files, 3000, 0, False).eval_chunks())) == 3000
+    assert len(numbers(LayerTokens(layer, 3000, 0, False).eval_chunks())) == 3000
     with pytest.raises(ValueError, match=r"rows 4995 to 5032 of .*layer_07.f32 are not what was written there: delete"):
-        numbers(LayerTokens(files, 6000, 0, False).eval_chunks())
+        numbers(LayerTokens(layer, 6000, 0, False).eval_chunks())
     with pytest.raises(ValueError, match="rows 4995 to 5032"):
-        list(islice(LayerTokens(files, 10, 7000, False).training_batches(100, 0), 70))
+        list(islice(LayerTokens(layer, 10, 7000, False).training_batches(100, 0), 70))
     assert len(whole) == 10_000 * D * 4
 
 
@@ -156,11 +158,11 @@ def test_memory_holds_the_blocks_that_it_says(
     every_special: int, blocks_ahead: int, blocks: int, tmp_path: Path
 ) -> None:
     """Blocks are NumPy's memory, which tracemalloc sees; batches are torch's."""
-    files, d, batch_size = LayerFiles(tmp_path, 1), 64, 16
+    layer, d, batch_size = StoredLayer(tmp_path, 1), 64, 16
     block = BLOCK_BATCHES * batch_size * d * 4
     special = torch.arange(20_000) % every_special == 0
-    files.append(torch.zeros(20_000, d), (DOC_START + SPECIAL * special).to(torch.uint8), items=1)
-    tokens = LayerTokens(files, n_eval=100, n_train=12_000, special_tokens=False)
+    layer.exact.append(torch.zeros(20_000, d), (DOC_START + SPECIAL * special).to(torch.uint8), items=1)
+    tokens = LayerTokens(layer, n_eval=100, n_train=12_000, special_tokens=False)
     tracemalloc.start()
     for _ in islice(tokens.training_batches(batch_size, 0, 0, blocks_ahead), 600):
         pass

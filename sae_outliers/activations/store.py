@@ -1,178 +1,55 @@
-"""Activations on disk: for each layer a growing file of float32 rows, shared by every run on that model and data.
+"""Activations as runs read them: of each layer, evaluation tokens in order and training tokens in shuffled batches.
 
-`<root>/<digest>/layer_07.f32` holds rows [n, d_model] in the order of the token stream, `layer_07.flags.u1` one byte
-per row (SPECIAL, DOC_START), and `layer_07.json` how many rows are valid, in which shards they were written, and the
-checksums of these. The JSON is replaced after a shard is written, so a killed extraction goes on from its last whole
-shard; a shard is verified when it is first read. A later run that needs more tokens extends the same files. float32,
-because bfloat16 loses the variation of a dimension with |μ|/σ > 250.
+They lie in `<root>/<digest>/`, shared by every run on that model and data; `layer_files` says how.
 """
 
-import json
-import zlib
-from bisect import bisect_right
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sae_outliers.utils.files import write_json
+from sae_outliers.activations.coding import Coding, Exact
+from sae_outliers.activations.layer_files import StoredLayer
+from sae_outliers.activations.split import SPECIAL, find_split, is_token
 from sae_outliers.utils.prefetch import read_ahead
 
-SPECIAL, DOC_START = 1, 2  # flags of a row: BOS, CLS and the like; the first row of its document
-ROWS_AT_ONCE = 1 << 20  # flags read at a time while counting tokens
 EVAL_ROWS = 4096  # rows of a chunk of evaluation tokens
 BLOCK_BATCHES = 64  # training batches whose tokens are shuffled, and in memory, together
-
-
-@dataclass(frozen=True)
-class LayerExtent:
-    """What is validly stored of a layer; by default nothing."""
-
-    d_model: int = 0
-    rows: int = 0
-    tokens: int = 0  # rows that are not special
-    items: int = 0  # items of the token stream that the rows come from
-    shards: list[list[int]] = field(default_factory=list)  # [end row, CRC-32 of the rows, CRC-32 of the flags]
-
-
-class LayerFiles:
-    """The three files of one layer."""
-
-    def __init__(self, directory: Path, layer: int) -> None:
-        self.rows_path = directory / f"layer_{layer:02d}.f32"
-        self.flags_path = directory / f"layer_{layer:02d}.flags.u1"
-        self.extent_path = directory / f"layer_{layer:02d}.json"
-
-    def extent(self) -> LayerExtent:
-        """What is stored, as the file says now."""
-        if not self.extent_path.is_file():
-            return LayerExtent()
-        return LayerExtent(**json.loads(self.extent_path.read_text()))
-
-    def append(self, rows: Tensor, flags: Tensor, items: int) -> None:
-        """Add one shard: rows [n, d_model] with their flags (uint8 [n]), which come from the next `items` items."""
-        extent = self.extent()
-        row_bytes = np.ascontiguousarray(rows.cpu().numpy(), dtype="<f4")
-        flag_bytes = flags.cpu().numpy().astype("u1")
-        _append(self.rows_path, row_bytes, extent.rows)
-        _append(self.flags_path, flag_bytes, extent.rows)
-        grown = LayerExtent(
-            d_model=rows.shape[1],
-            rows=extent.rows + len(rows),
-            tokens=extent.tokens + int((flags & SPECIAL == 0).sum()),
-            items=extent.items + items,
-            shards=[
-                *extent.shards,
-                [extent.rows + len(rows), zlib.crc32(row_bytes.data), zlib.crc32(flag_bytes.data)],
-            ],
-        )
-        write_json(self.extent_path, asdict(grown))
-
-    def holds(self, n_eval: int, n_train: int) -> bool:
-        """Whether there are so many evaluation tokens and, in the documents after them, so many training tokens."""
-        extent = self.extent()
-        if extent.tokens < n_eval + n_train:
-            return False
-        return find_split(self.flags(extent), n_eval, n_train, special_tokens=False) is not None
-
-    def flags(self, extent: LayerExtent) -> np.ndarray:
-        return np.memmap(self.flags_path, dtype="u1", mode="r", shape=(extent.rows,))
-
-
-def _append(path: Path, array: np.ndarray, rows_before: int) -> None:
-    """Write `array` after the first `rows_before` rows; what a killed process left behind them is overwritten."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    bytes_before = rows_before * array[:1].nbytes
-    with path.open("r+b" if path.exists() else "wb") as file:
-        file.seek(bytes_before)
-        file.truncate()
-        file.write(array.data)  # array.tofile tells neither of the disk nor of the file where it fails
-
-
-@dataclass(frozen=True)
-class Parts:
-    """Rows of the two parts: evaluation is 0:eval_end, training train_start:train_end. No document is in both."""
-
-    eval_end: int
-    train_start: int
-    train_end: int
-
-
-def find_split(flags: np.ndarray, n_eval: int, n_train: int, special_tokens: bool) -> Parts | None:
-    """Where the first `n_eval` tokens end, and `n_train` more from the next document on; None if there are too few."""
-    eval_end = _row_after(flags, 0, n_eval, special_tokens)
-    if eval_end is None or n_train == 0:
-        return None if eval_end is None else Parts(eval_end, eval_end, eval_end)
-    train_start = _next_document(flags, eval_end)
-    train_end = None if train_start is None else _row_after(flags, train_start, n_train, special_tokens)
-    return None if train_start is None or train_end is None else Parts(eval_end, train_start, train_end)
-
-
-def _row_after(flags: np.ndarray, first: int, tokens: int, special_tokens: bool) -> int | None:
-    """The end of the rows that hold the first `tokens` tokens from row `first` on."""
-    remaining = tokens
-    for start in range(first, len(flags), ROWS_AT_ONCE):
-        kept = np.flatnonzero(is_token(flags[start : start + ROWS_AT_ONCE], special_tokens))
-        if len(kept) >= remaining:
-            return start + int(kept[remaining - 1]) + 1
-        remaining -= len(kept)
-    return None
-
-
-def _next_document(flags: np.ndarray, first: int) -> int | None:
-    for start in range(first, len(flags), ROWS_AT_ONCE):
-        begins = np.flatnonzero(flags[start : start + ROWS_AT_ONCE] & DOC_START)
-        if len(begins):
-            return start + int(begins[0])
-    return None
-
-
-def is_token(flags: np.ndarray, special_tokens: bool) -> np.ndarray:
-    """Which rows are tokens, bool [n]."""
-    return np.ones(len(flags), dtype=bool) if special_tokens else flags & SPECIAL == 0
 
 
 class LayerTokens:
     """The tokens of one layer that a run sees: the first `n_eval` to measure on, and `n_train` of later documents.
 
-    Tokens come in chunks [tokens, d_model], float32 on the CPU, as the network put them out. Special tokens are left
-    out unless `special_tokens`.
+    Tokens come in chunks [tokens, d_model], float32 on the CPU, as the network put them out; training tokens up to the
+    rounding of float16, where they are stored so. Special tokens are left out unless `special_tokens`.
 
     Raises:
         ValueError: fewer tokens are stored than asked for; or, when they are read, a shard is not what was written.
     """
 
-    def __init__(self, files: LayerFiles, n_eval: int, n_train: int, special_tokens: bool) -> None:
-        extent = files.extent()
-        if extent.rows == 0:
-            raise ValueError(f"no activations are stored at {files.rows_path}")
-        self.d_model = extent.d_model
-        self._files, self._shards, self._ends = files, extent.shards, [shard[0] for shard in extent.shards]
-        self._verified: set[int] = set()
-        self._rows = np.memmap(files.rows_path, dtype="<f4", mode="r", shape=(extent.rows, extent.d_model))
-        self._flags = files.flags(extent)
+    def __init__(self, layer: StoredLayer, n_eval: int, n_train: int, special_tokens: bool) -> None:
+        self._opened = layer.open(n_eval, n_train)
+        last = self._opened[-1]
+        self.d_model, self._flags = last.extent.d_model, last.flags
         self.n_eval, self.n_train, self.special_tokens = n_eval, n_train, special_tokens
         parts = find_split(self._flags, n_eval, n_train, special_tokens)
         if parts is None:
             raise ValueError(
-                f"{files.rows_path} holds {extent.tokens} tokens: too few for n_eval={n_eval} and, in other documents, "
-                f"train.n_tokens={n_train}"
+                f"{last.files.rows_path} holds {last.extent.tokens} tokens: too few for n_eval={n_eval} and, in other "
+                f"documents, train.n_tokens={n_train}"
             )
         self.parts = parts
 
     def eval_chunks(self) -> Iterator[Tensor]:
         """The evaluation tokens, always the same and in the same order."""
-        return (self._read(start, stop) for start, stop in self._eval_bounds())
+        return (self._decoded(start, stop) for start, stop in self._eval_bounds())
 
     def eval_rows(self) -> Iterator[tuple[Tensor, Tensor]]:
         """All stored rows [n, d_model] up to the last evaluation token, and which of them are special, bool [n]."""
         for start, stop in self._eval_bounds():
-            self._verify(start, stop)
-            special = self._flags[start:stop] & SPECIAL > 0
-            yield torch.from_numpy(np.array(self._rows[start:stop])), torch.from_numpy(special)
+            rows = self._decoded(start, stop, all_rows=True)
+            yield rows, torch.from_numpy(self._flags[start:stop] & SPECIAL > 0)
 
     def _eval_bounds(self) -> Iterator[tuple[int, int]]:
         for start in range(0, self.parts.eval_end, EVAL_ROWS):
@@ -182,8 +59,8 @@ class LayerTokens:
         """Batches [batch_size, d_model] without end, from batch number `start` on; the seed fixes their order.
 
         Each epoch takes blocks of BLOCK_BATCHES batches in a random order and shuffles the rows within a block, so
-        memory holds one block, and those that a thread has read ahead. Documents were shuffled before they were
-        stored. A block's last, partial batch is left out.
+        memory holds one block as it is stored, and those that a thread has read ahead. Documents were shuffled before
+        they were stored. A block's last, partial batch is left out.
 
         Raises:
             ValueError: there are fewer training tokens than one batch holds.
@@ -196,9 +73,9 @@ class LayerTokens:
                 "size or raise the number of tokens"
             )
         ordered = self._in_order(blocks, batch_size, seed, *divmod(start, per_epoch))
-        read = ((self._read(*bounds), torch.from_numpy(batches)) for bounds, batches in ordered)
-        for block, batches in read_ahead(read, blocks_ahead) if blocks_ahead else read:
-            yield from (block.index_select(0, batch) for batch in batches)
+        read = ((*self._block(*bounds), torch.from_numpy(batches)) for bounds, batches in ordered)
+        for block, coding, batches in read_ahead(read, blocks_ahead) if blocks_ahead else read:
+            yield from (coding.decode(block.index_select(0, batch)) for batch in batches)
             del block  # before the next is read
 
     def _in_order(
@@ -228,22 +105,29 @@ class LayerTokens:
     def _kept(self, start: int, stop: int) -> np.ndarray:
         return is_token(self._flags[start:stop], self.special_tokens)
 
-    def _read(self, start: int, stop: int) -> Tensor:
-        """The tokens among rows start:stop."""
-        self._verify(start, stop)
-        rows, kept = self._rows[start:stop], self._kept(start, stop)
-        return torch.from_numpy(np.array(rows) if kept.all() else np.asarray(rows[kept]))  # one copy in memory
+    def _block(self, start: int, stop: int) -> tuple[Tensor, Coding]:
+        """The tokens among rows start:stop as they are stored; decoded, where they are so in two ways."""
+        pieces = list(self._pieces(start, stop, all_rows=False))
+        return pieces[0] if len(pieces) == 1 else (_joined(pieces), Exact())
 
-    def _verify(self, start: int, stop: int) -> None:
-        """Compare the shards that hold rows start:stop with their checksums, each once."""
-        for shard in range(bisect_right(self._ends, start), bisect_right(self._ends, stop - 1) + 1):
-            if shard in self._verified:
+    def _decoded(self, start: int, stop: int, all_rows: bool = False) -> Tensor:
+        """The tokens among rows start:stop, or all of these rows."""
+        return _joined(list(self._pieces(start, stop, all_rows)))
+
+    def _pieces(self, start: int, stop: int, all_rows: bool) -> Iterator[tuple[Tensor, Coding]]:
+        """The tokens, or all rows, of each file that rows start:stop are read from, and their coding."""
+        self._opened[-1].verify(start, stop)  # whose flags tell tokens
+        for opened in self._opened:
+            end = min(stop, opened.extent.rows)
+            if start >= end:
                 continue
-            first, (end, rows_crc, flags_crc) = self._ends[shard - 1] if shard else 0, self._shards[shard]
-            found = zlib.crc32(self._rows[first:end].data), zlib.crc32(self._flags[first:end].data)
-            if found != (rows_crc, flags_crc):
-                raise ValueError(
-                    f"rows {first} to {end} of {self._files.rows_path} are not what was written there: delete "
-                    f"{self._files.extent_path}, and the same command extracts this layer again"
-                )
-            self._verified.add(shard)
+            opened.verify(start, end)
+            rows, kept = opened.rows(start, end), self._kept(start, end)
+            whole = all_rows or kept.all()
+            yield torch.from_numpy(np.array(rows) if whole else np.asarray(rows[kept])), opened.coding  # one copy
+            start = end
+
+
+def _joined(pieces: list[tuple[Tensor, Coding]]) -> Tensor:
+    decoded = [coding.decode(stored) for stored, coding in pieces]
+    return decoded[0] if len(decoded) == 1 else torch.cat(decoded)

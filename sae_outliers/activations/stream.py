@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sae_outliers.activations.capture import capture
-from sae_outliers.activations.store import DOC_START, SPECIAL
+from sae_outliers.activations.split import DOC_START, SPECIAL
 from sae_outliers.data.dedup import distinct
 from sae_outliers.models.backbone import Backbone, Batch
 from sae_outliers.models.contract import checked

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sae_outliers.activations.store import is_token
+from sae_outliers.activations.split import is_token
 from sae_outliers.activations.stream import Captured, TokenStream
 from sae_outliers.config import RunConfig
 from sae_outliers.diagnosis.api import diagnose_tokens, settings_for

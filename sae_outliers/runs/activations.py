@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from sae_outliers.activations.extract import fill, holds
+from sae_outliers.activations.extract import Wanted, fill, holds
+from sae_outliers.activations.layer_files import StoredLayer
 from sae_outliers.activations.stream import TokenStream, items_per_batch
 from sae_outliers.config import RunConfig
 from sae_outliers.runs.identity import store_directory, store_settings
@@ -14,8 +15,9 @@ def training_tokens(cfg: RunConfig) -> int:
     return cfg.train.n_tokens if cfg.train.steps else 0
 
 
-def tokens_wanted(cfg: RunConfig) -> int:
-    return cfg.n_eval + training_tokens(cfg)
+def wanted(cfg: RunConfig) -> Wanted:
+    """Return the tokens that the store has to hold for a run."""
+    return Wanted(cfg.n_eval, training_tokens(cfg), cfg.store_dtype)
 
 
 def stream_of(cfg: RunConfig) -> TokenStream:
@@ -34,9 +36,14 @@ def stream_of(cfg: RunConfig) -> TokenStream:
 
 def extract(cfg: RunConfig, layers: Sequence[int]) -> None:
     """Store the tokens that `cfg` asks for at `layers`. Raises ValueError as `activations.extract.fill`."""
-    fill(store_directory(cfg), store_settings(cfg), stream_of(cfg), layers, cfg.n_eval, training_tokens(cfg))
+    fill(store_directory(cfg), store_settings(cfg), stream_of(cfg), layers, wanted(cfg))
 
 
 def is_stored(cfg: RunConfig, layers: Sequence[int]) -> bool:
     """Whether the store holds the tokens that `cfg` asks for at `layers`."""
-    return holds(store_directory(cfg), layers, cfg.n_eval, training_tokens(cfg))
+    return holds(store_directory(cfg), layers, wanted(cfg))
+
+
+def stored_layer(cfg: RunConfig, layer: int) -> StoredLayer:
+    """Return the files of the activations that a run on this layer reads."""
+    return StoredLayer(store_directory(cfg), layer)

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sae_outliers.activations.store import LayerFiles, LayerTokens
+from sae_outliers.activations.store import LayerTokens
 from sae_outliers.config import RunConfig
-from sae_outliers.runs.activations import training_tokens
-from sae_outliers.runs.identity import store_directory
+from sae_outliers.runs.activations import stored_layer, training_tokens
 from sae_outliers.stats.kurtosis import Kurtosis
 from sae_outliers.stats.moments import Moments
 from sae_outliers.stats.transforms import PREPROCESSINGS
@@ -64,8 +63,7 @@ class LayerData:
         self.device = resolve_device(cfg.device)
         self.preprocess = PREPROCESSINGS[cfg.preprocessing]
         self.batch_size, self.seed = cfg.train.batch_size, cfg.seed
-        files = LayerFiles(store_directory(cfg), layer)
-        self.tokens = LayerTokens(files, cfg.n_eval, training_tokens(cfg), cfg.special_tokens)
+        self.tokens = LayerTokens(stored_layer(cfg, layer), cfg.n_eval, training_tokens(cfg), cfg.special_tokens)
         meter = SeverityMeter(cfg.preprocessing, cfg.special_tokens, self.device)
         for rows, is_special in self.tokens.eval_rows():
             meter.update(rows, is_special)

@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Sequence
 
-from sae_outliers.activations.store import SPECIAL
+from sae_outliers.activations.split import SPECIAL
 from sae_outliers.config import RunConfig
 from sae_outliers.runs.activations import stream_of
 from sae_outliers.stats.moments import moments

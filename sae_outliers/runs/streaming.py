@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sae_outliers.activations.store import SPECIAL, is_token
+from sae_outliers.activations.split import SPECIAL, is_token
 from sae_outliers.activations.stream import TokenStream
 from sae_outliers.config import RunConfig
 from sae_outliers.models.backbone import Backbone

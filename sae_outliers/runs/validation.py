@@ -5,6 +5,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from sae_outliers.activations.coding import DTYPES
 from sae_outliers.config import RunConfig, options_of, roles, sae_options
 from sae_outliers.runs.identity import store_settings
 from sae_outliers.sae.base import sae_type
@@ -20,6 +21,7 @@ NAMES: dict[str, Collection[str] | Registry[Any]] = {
     "task": ("run", "extract"),
     "preprocessing": PREPROCESSINGS,
     "precision": PRECISIONS,
+    "store_dtype": DTYPES,
     "centering": CENTERINGS,
     "init": INITS,
     "init.b_dec": B_DEC_INITS,

@@ -7,9 +7,11 @@ its training step costs.
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
+
 from sae_outliers.activations.store import BLOCK_BATCHES
 from sae_outliers.config import RunConfig
-from sae_outliers.runs.activations import tokens_wanted
+from sae_outliers.runs.activations import wanted
 from sae_outliers.sae.base import SAES, sae_type
 from sae_outliers.sae.kernels import CHUNK_SIZE, MIN_ROWS
 from sae_outliers.sweeps.task import Cost
@@ -39,15 +41,16 @@ def assumptions() -> tuple[str, ...]:
         "operations: a network's pass 2 × weights a token (model.flops_per_token where that is not so); an SAE's step "
         f"{steps}, a point of the curves {EVALUATION_COST}, fates at initialisation {INITIAL_COST} times the encoder's "
         "product, 2 × d_model × n_features a token",
-        "disk: float32 activations, and of a trained SAE two weight matrices; special tokens and padding not counted",
+        "disk: evaluation tokens in float32 and training tokens in store_dtype, and of a trained SAE two weight "
+        "matrices; special tokens and padding not counted",
         "read: all evaluation tokens three times and once at every point of the curves, training tokens once a step",
     )
 
 
 def extraction_cost(cfg: RunConfig, layers: int) -> Cost:
     """Return the cost of one pass of the token stream through the network, with so many layers of it stored."""
-    tokens = tokens_wanted(cfg)
-    return network_cost(cfg, tokens) + Cost(disk=4 * tokens * width(cfg) * layers)
+    tokens = wanted(cfg)
+    return network_cost(cfg, tokens.total) + Cost(disk=tokens.bytes_after(0) * tokens.total * width(cfg) * layers)
 
 
 def network_cost(cfg: RunConfig, tokens: float) -> Cost:
@@ -76,7 +79,7 @@ def run_cost(cfg: RunConfig) -> Cost:
     )
     return Cost(
         operations,
-        read=4 * d_model * (cfg.n_eval * (3 + points) + trained),
+        read=4 * d_model * cfg.n_eval * (3 + points) + training_token_bytes(cfg) * trained,
         disk=weights_bytes(cfg) if steps else 0,
         gpu_gb=CONTEXT_GB + (held_bytes(cfg) + working_bytes(cfg)) / 1e9,
         host_gb=HOST_GB + (weights_bytes(cfg) + blocks_bytes(cfg)) / 1e9,
@@ -126,7 +129,12 @@ def working_bytes(cfg: RunConfig) -> float:
 
 def blocks_bytes(cfg: RunConfig) -> float:
     """Return the bytes of the training tokens in memory: a block, and one that is read ahead."""
-    return 2 * BLOCK_BATCHES * cfg.train.batch_size * 4 * width(cfg) if cfg.train.steps else 0
+    return 2 * BLOCK_BATCHES * cfg.train.batch_size * training_token_bytes(cfg) if cfg.train.steps else 0
+
+
+def training_token_bytes(cfg: RunConfig) -> int:
+    """Return the bytes of a stored training token."""
+    return np.dtype(cfg.store_dtype).itemsize * width(cfg)
 
 
 def mapped_matrices(cfg: RunConfig) -> int:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from sae_outliers.config import RunConfig, roles
 from sae_outliers.results.layout import is_finished
-from sae_outliers.runs.activations import is_stored, tokens_wanted
+from sae_outliers.runs.activations import is_stored, wanted
 from sae_outliers.runs.identity import run_directories, store_directory
 from sae_outliers.runs.layer_spec import layers_of
 from sae_outliers.runs.validation import validate
@@ -95,7 +95,7 @@ def _extractions(jobs: Iterable[Job]) -> list[Task]:
 
 def _extraction(jobs: Sequence[Job]) -> Iterator[Task]:
     """Yield what fills the store of these jobs, unless it holds all that they need."""
-    largest = max(jobs, key=lambda job: tokens_wanted(job.cfg))
+    largest = max(jobs, key=lambda job: wanted(job.cfg).total)
     layers = sorted({layer for job in jobs for layer in job.layers})
     if is_stored(largest.cfg, layers):
         return

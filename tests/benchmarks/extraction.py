@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 
 from sae_outliers.activations.extract import Shards
-from sae_outliers.activations.store import LayerFiles
+from sae_outliers.activations.layer_files import LayerFiles
 from sae_outliers.activations.stream import TokenStream
 from sae_outliers.models.backbone import Backbone, Batch
 from sae_outliers.runs.activations import stream_of
@@ -65,7 +65,7 @@ def cases(stream: TokenStream, backbone: Backbone, inputs: Sequence[Batch], laye
 
     def store() -> None:
         with tempfile.TemporaryDirectory() as folder:
-            shards = Shards({layer: LayerFiles(Path(folder), layer) for layer in layers})
+            shards = Shards({layer: LayerFiles(Path(folder), layer, "float32") for layer in layers})
             for batch in inputs:
                 shards.add(stream.rows(backbone, batch, layers))
             shards.write()
