@@ -91,7 +91,7 @@ def _record(
         fvu=float(random.uniform(0.05, 0.4)), l0=64.0, b_dec_distance=float(random.uniform(0.5, 1)), b_dec_cos=0.3,
         select_pct_changed=None, select_pct_tokens_changed=None, select_fvu_change=None, git_commit="0" * 40,
         device="cpu (2 threads)", versions={"python": "3.11.7", "torch": "2.13.0", "numpy": "2.4.6"}, seconds=60.0,
-        side_by_side=1, peak_memory_mb=900.0, schema_version=SCHEMA_VERSION,
+        side_by_side=1, store_dtype="float16", peak_memory_mb=900.0, schema_version=SCHEMA_VERSION,
     )  # fmt: skip
 
 

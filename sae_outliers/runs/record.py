@@ -182,6 +182,7 @@ class Record:
     git_commit: str = provenance(lambda run: git_commit())
     device: str = provenance(lambda run: device_name(run.setup.device))
     versions: dict[str, str] = provenance(lambda run: versions())
+    store_dtype: str = provenance(lambda run: run.setup.cfg.store_dtype)  # of training tokens, if not float32 before
     seconds: float = provenance(lambda run: round(run.seconds, 3))  # of all runs that were trained jointly, together
     side_by_side: int = provenance(lambda run: run.side_by_side)
     peak_memory_mb: float = provenance(lambda run: round(peak_memory_mb(run.setup.device), 1))
