@@ -10,11 +10,11 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from sae_outliers.analysis.report.kit.blocks import Block, Chart, Listing, Page
-from sae_outliers.analysis.report.kit.encode import encode, json_in_html, plain
-from sae_outliers.analysis.report.kit.theme import COLORS, themed
-from sae_outliers.analysis.report.kit.vega import vega_script
-from sae_outliers.analysis.write import format_for_display
+from sae_outliers.pages.blocks import Block, Chart, Listing, Page
+from sae_outliers.pages.encode import encode, json_in_html, plain
+from sae_outliers.pages.theme import COLORS, themed
+from sae_outliers.pages.vega import vega_script
+from sae_outliers.utils.cells import format_for_display
 
 TEMPLATES = Path(__file__).parent / "templates"
 
