@@ -102,7 +102,7 @@ def settings_for(
     if name not in NORMALISATIONS:
         raise ValueError(f"preprocessing={name} does not exist: use one of {', '.join(NORMALISATIONS)}")
     initial = initial_sae(d_model, n_features or N_FEATURES, k or K, seed, device)
-    return Settings(initial, NORMALISATIONS[name], name, device)
+    return Settings(initial, NORMALISATIONS[name], name, device, seed)
 
 
 def diagnose_tokens(held: Tensor, settings: Settings, loaded: LoadedSae | None) -> Diagnosis:

@@ -10,6 +10,7 @@ script, which finds `page` as templates/page.js describes it.
 """
 
 from sae_outliers.pages.blocks import (
+    Block,
     Chart,
     Fragment,
     Listing,
@@ -25,6 +26,7 @@ from sae_outliers.pages.theme import INK, cursor_ring, tooltips
 
 __all__ = [
     "INK",
+    "Block",
     "Chart",
     "Fragment",
     "Listing",

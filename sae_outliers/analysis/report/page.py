@@ -62,7 +62,7 @@ def report(
         [f"Mixed, since allow_mixed=true: {describe_mix(mixed)}."] if mixed else [],
         TEMPLATES,
         "sweep.js",
-        {"curves": curves, "card": CARD},
+        values={"curves": curves, "card": CARD},
     )
 
 

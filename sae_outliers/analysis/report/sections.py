@@ -11,8 +11,7 @@ from sae_outliers.analysis.report import charts, data
 from sae_outliers.analysis.report.captions import measured_on
 from sae_outliers.analysis.tables.spearman import SEVERITIES
 from sae_outliers.analysis.write import Table
-from sae_outliers.pages import Chart, Fragment, Listing, Prose, Recipe, Section
-from sae_outliers.pages.blocks import Block
+from sae_outliers.pages import Block, Chart, Fragment, Listing, Prose, Recipe, Section
 
 FORMULAS = {  # title -> the column that predicts, and what is predicted
     "Closed form: dead by TopK": ("theory_pct_topk", "TopK"),
