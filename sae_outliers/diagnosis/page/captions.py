@@ -102,8 +102,8 @@ def _dimensions_drawn(one: Diagnosis, most: int) -> str:
     s = one.severity
     drawable = int(((s.std > 0) & (s.mean != 0)).sum())
     words = (
-        "A point per dimension; on the line |μ| is σ. Named are those with the largest |μ|/σ, five at most, where it "
-        "is above 1."
+        "A point per dimension; on the line |μ| is σ. Diamonds are those with the largest |μ|/σ, five at most, where "
+        "it is above 1; where names would overlap, the first stands."
     )
     if drawable > most:
         words += (
@@ -131,7 +131,7 @@ def _spectrum_drawn(one: Diagnosis) -> str:
     if kept > data.MOST_EIGENVALUES:
         words += f" About {data.MOST_EIGENVALUES} of {kept:,} are drawn, evenly over the logarithm of the rank."
     if kept < len(values):
-        words += f" {len(values) - kept:,} are below {data.SMALLEST:g} of the largest, which is rounding."
+        words += f" Left out as rounding: {len(values) - kept:,} below {data.SMALLEST:g} of the largest."
     return words
 
 

@@ -16,6 +16,7 @@ VERDICT_COLORS = {"fine": "#009E73", "centre": "#E69F00", "whiten": "#CC79A7"}
 VERDICT_SHAPES = {"fine": "circle", "centre": "square", "whiten": "diamond"}
 OUTLIER, OTHER = "#D55E00", "#8a8f98"
 HEIGHT = 300
+FULL = 85  # percent, from where there is no room beside a bar
 WIDE_RANGE = 5  # ratio of the largest to the smallest γ from which the axis is logarithmic
 
 Says = Mapping[str, tuple[str, int | None]]
@@ -159,11 +160,12 @@ def centerings() -> Plot:
     bars = base.mark_bar()
     first = bars.transform_calculate(fate=f"'{FATES[0]}'", zero="0").encode(alt.X("zero:Q"), alt.X2("relu"), color)
     second = bars.transform_calculate(fate=f"'{FATES[1]}'").encode(x, alt.X2("topk"), color)
-    numbers = base.mark_text(align="left", dx=5, color=INK).encode(
-        alt.X("topk:Q"), text=alt.Text("topk:Q", format=".1f")
-    )
+    number = alt.Text("topk:Q", format=".1f")
+    beside = base.transform_filter(alt.datum.topk < FULL).mark_text(align="left", dx=5, color=INK)
+    inside = base.transform_filter(alt.datum.topk >= FULL).mark_text(align="right", dx=-5, color="#14181f")
+    numbers = [one.encode(alt.X("topk:Q"), text=number) for one in (beside, inside)]
     ring = cursor_ring("centerings", [alt.X("topk:Q"), y])
-    return alt.layer(first, second, numbers, ring).properties(height=HEIGHT)
+    return alt.layer(first, second, *numbers, ring).properties(height=HEIGHT)
 
 
 def dimensions() -> Plot:
@@ -174,17 +176,18 @@ def dimensions() -> Plot:
     kinds = {"other": OTHER, "largest |μ|/σ": OUTLIER}
     shapes = {"other": "circle", "largest |μ|/σ": "diamond"}
     base = alt.Chart(alt.NamedData("dimensions"))
-    points = base.mark_point(filled=True, opacity=0.65).encode(
+    is_other = alt.datum.kind == "other"
+    points = base.mark_point(filled=True).encode(
         x,
         y,
         alt.Color("kind:N", scale=of_named(kinds), title=None),
         alt.Shape("kind:N", scale=of_named(shapes), title=None),
-        size=alt.condition(alt.datum.kind == "other", alt.value(28), alt.value(90)),
+        size=alt.condition(is_other, alt.value(28), alt.value(90)),
+        opacity=alt.condition(is_other, alt.value(0.6), alt.value(1)),
         tooltip=tooltips(READINGS["dimensions"].says),
     )
     equal = base.mark_line(clip=True, stroke=INK, strokeWidth=1, opacity=0.6).encode(x, alt.Y("std:Q"))
-    stands_out = base.transform_filter(alt.datum.kind != "other")
-    names = stands_out.mark_text(align="right", dx=-8, fontSize=11, color=INK).encode(x, y, text="dimension:N")
+    names = base.mark_text(align="right", dx=-8, fontSize=11, color=INK).encode(x, y, text="label:N")
     return ended(alt.layer(equal, points, names, cursor_ring("dimensions", [x, y])))
 
 
@@ -221,7 +224,7 @@ def fates(data: str, ends: Mapping[str, float] | None = None) -> Plot:
 
 def bias() -> Plot:
     """Draw after how many steps b_dec would hold half of the mean, over the learning rate, on logarithms."""
-    by_decade, short = alt.Axis(format="~e", tickCount=4), alt.Axis(format="~s", tickCount=5)
+    by_decade, short = alt.Axis(format="~e", values=[1e-5, 1e-4, 1e-3, 1e-2]), alt.Axis(format="~s", tickCount=5)
     x = alt.X("lr:Q", scale=between("x", "log"), title="learning rate", axis=by_decade)
     y = alt.Y("steps:Q", scale=between("y", "log"), title="steps (estimate)", axis=short)
     color = CENTERING_COLORS["as it is"]

@@ -21,6 +21,7 @@ MOST_DIMENSIONS, FEWEST_DIMENSIONS = 24_000, 150  # of all layers together, and 
 OUTERMOST = 50  # dimensions with the largest |μ|/σ, which are never left out
 SMALLEST = 1e-12  # of the largest eigenvalue: below it there is nothing but rounding
 ROOM = 0.05  # around the points, of what they span
+APART = (0.14, 0.06)  # names of dimensions, as shares of the width and the height of their figure
 BINS = 40  # of the alignment with μ
 LEARNING_RATES = np.unique([*np.geomspace(1e-5, 1e-2, 19), *BIAS_HALF_TIME_LR, LR])
 # in the order in which they are stacked
@@ -122,7 +123,20 @@ def dimensions(one: Diagnosis, most: int) -> pd.DataFrame:
         "ratio": np.abs(s.mean[chosen]) / s.std[chosen],
         "kind": np.where(np.isin(chosen, outliers(s)), "largest |μ|/σ", "other"),
     }
-    return pd.DataFrame(rows)
+    made = pd.DataFrame(rows)
+    return made.assign(label=labels(made))
+
+
+def labels(rows: pd.DataFrame) -> list[str]:
+    """Return the name beside each point that stands out, unless a name would lie over that of one which does more."""
+    places = np.log(rows[["std", "size"]].to_numpy())
+    places = places / np.maximum(np.ptp(places, axis=0), 1e-9)
+    named: list[int] = []
+    for i in rows.index[rows["kind"] != "other"]:  # the frame begins with those that stand out most
+        apart = np.abs(places[named] - places[i]) > APART
+        if apart.any(axis=1).all():
+            named.append(i)
+    return [str(dimension) if i in named else "" for i, dimension in enumerate(rows["dimension"])]
 
 
 def outliers(s: Severity) -> list[int]:

@@ -26,10 +26,10 @@ TERMS = (
 EVIDENCE = {
     "centerings": "Dead features by centering",
     "dimensions": "Mean against spread",
-    "fates_off": "Fates as it is",
-    "fates_after": "Fates after centering",
+    "fates_off": "Fates of features, as it is",
+    "fates_after": "Fates of features, centred",
     "spectrum": "Spectrum of the covariance",
-    "bias": "How long a bias alone would take",
+    "bias": "Steps for b_dec alone",
 }
 
 
@@ -65,6 +65,10 @@ def sections(contents: Contents) -> list[Section]:
 def verdicts(contents: Contents) -> Iterator[Block]:
     rows = [(data.number_of(one), name_of(one), one.verdict) for one in contents.layers]
     yield Fragment("verdicts.html.jinja", {"rows": rows})
+    for one in contents.layers:
+        if one.trained is not None:
+            advice = one.trained.advice
+            yield Prose(f"The trained SAE ({one.trained.source}): {advice.action.upper()}. {advice.reason}.")
     yield Prose(TERMS)
 
 
@@ -153,7 +157,6 @@ def trained(contents: Contents) -> Iterator[Block]:
         if one.trained is None:
             continue
         t = one.trained
-        yield Prose(f"{t.source}: {t.advice.action.upper()}. {t.advice.reason}.")
         facts = {
             "alive": f"{100 - t.dead_pct:.1f} %",
             "positive, never selected": f"{t.never_selected_pct:.1f} %",
@@ -222,7 +225,7 @@ def layers_in_words(numbers: Sequence[int]) -> str:
 def recipes(contents: Contents, one: Diagnosis) -> Iterator[Block]:
     """Yield what keeps the centering, and what uses it in each library."""
     if contents.command:
-        yield Recipe("Keep the centering of each layer in a folder", keeping(contents.command))
+        yield Recipe("Keep the centerings", keeping(contents.command))
     else:
         yield Recipe("Keep the centering", READ_IN_PYTHON)
     for library in SHIFTS:
