@@ -90,9 +90,10 @@ def layer_axis(rows: pd.DataFrame) -> alt.X:
 def gamma_by_layer(rows: pd.DataFrame) -> Plot:
     """Draw γ over the layers, a line for each way of taking the activations, points by verdict."""
     names = list(dict.fromkeys(rows["of"]))
-    positive = rows["gamma"][rows["gamma"] > 0]
-    wide = len(positive) == len(rows) and positive.max() / positive.min() > WIDE_RANGE
-    scale = alt.Scale(type="log", nice=False) if wide else alt.Scale(zero=True)
+    low, high = float(rows["gamma"].min()), float(rows["gamma"].max())
+    wide = low > 0 and high / low > WIDE_RANGE
+    ends = [0.85 * low, 1.15 * high] if wide else [0, 1.15 * high or 1]
+    scale = alt.Scale(type="log" if wide else "linear", domain=ends, nice=False)
     x = layer_axis(rows)
     y = alt.Y("gamma:Q", scale=scale, title="γ = ‖μ‖ / ‖σ‖", axis=alt.Axis(format="~g", tickCount=6))
     dashes = alt.StrokeDash(
