@@ -1,7 +1,7 @@
 """The figures of the page as Altair charts."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import altair as alt
 import pandas as pd
@@ -139,12 +139,12 @@ def end_of(*columns: pd.Series) -> float:
 ENDS = ("x_low", "x_high", "y_low", "y_high")
 
 
-def between(axis: str, kind: str) -> alt.Scale:
+def between(axis: Literal["x", "y"], kind: Literal["linear", "log"]) -> alt.Scale:
     """Return the scale of an axis whose ends are parameters: a log scale may not find them out of an empty ring."""
     return alt.Scale(type=kind, domain=[alt.expr(f"{axis}_low"), alt.expr(f"{axis}_high")], nice=False)
 
 
-def ended(plot: alt.LayerChart, ends: Mapping[str, float] | None = None) -> Plot:
+def ended(plot: Plot, ends: Mapping[str, float] | None = None) -> Plot:
     """Return the plot with the ends of its axes as parameters: these, or those that the page gives."""
     return plot.properties(height=HEIGHT).add_params(*(alt.param(name=n, value=(ends or {}).get(n, 1)) for n in ENDS))
 

@@ -224,7 +224,7 @@ AXES = {
 def extent(figure: str, rows: pd.DataFrame) -> dict[str, float]:
     """Return where the axes of one layer's figure begin and end; on logarithms with some room around its rows."""
     logarithmic, *along = AXES[figure]
-    found = {}
+    found: dict[str, float] = {}
     for axis, columns in zip("xy", along, strict=True):
         values = rows[list(columns)].to_numpy(dtype=float)
         low, high = float(values.min()), float(values.max())

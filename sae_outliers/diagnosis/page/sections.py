@@ -80,7 +80,7 @@ def layers(contents: Contents) -> Iterator[Block]:
     if len(contents.layers) == 1:
         return
     gammas, dead = contents.frames["gammas"], contents.frames["centerings"]
-    highest, worst = gammas.loc[gammas["gamma"].idxmax()], contents.worst
+    highest, worst = gammas.iloc[gammas["gamma"].argmax()], contents.worst
     on = measured_on_all(contents.result)
     yield Chart(
         "gamma_by_layer",
@@ -126,7 +126,7 @@ def evidence(contents: Contents) -> Iterator[Block]:
 def panel(one: Diagnosis) -> dict[str, object]:
     """Return what is said of a layer in words and numbers."""
     s = one.severity
-    outliers = ", ".join(f"{int(row.dimension)} ({row.ratio:.1f})" for row in s.outlier_dims.itertuples())
+    outliers = ", ".join(f"{int(one['dimension'])} ({one['ratio']:.1f})" for one in s.outlier_dims.to_dict("records"))
     facts = [
         (f"γ as given ({one.preprocessing})", f"{s.gamma:.2f}", False),
         ("γ post-LN", f"{s.gamma_postln:.2f}", False),
@@ -176,8 +176,8 @@ def trained(contents: Contents) -> Iterator[Block]:
             "fates_trained",
             "Fates in the trained SAE",
             f"Histogram of the alignment of {len(t.features):,} features with μ by fate: {alive:,} are alive.",
-            "Features of the SAE that was given, by the cosine of their encoder direction with μ; fates by its own "
-            f"selection. {measured_on(contents.result, one, sae=False)}",
+            f"The {len(t.features):,} features of the SAE that was given, by the cosine of their encoder direction "
+            f"with μ; fates by its own selection. {measured_on(contents.result, one, sae=False)}",
             charts.fates("fates_trained", data.extent("fates", data.trained_fates(one))),
             "fates_trained",
             charts.READINGS["fates"],
