@@ -15,7 +15,7 @@ from sae_outliers.diagnosis.verdict import FINE_RELU_PCT, FINE_TOPK_PCT
 from sae_outliers.pages import Block, Chart, Fragment, Listing, Prose, Recipe, Section
 
 LIBRARIES = {"saelens": "SAELens", "torch": "A plain torch loop"}  # names for reading; the others are their own
-READ_IN_PYTHON = "d.recommended.centering.save('centering.safetensors')  # d: what sae_outliers.diagnose returned"
+KEPT_IN_PYTHON = "d.recommended.centering.save('centering.safetensors')  # d: what sae_outliers.diagnose returned"
 TERMS = (
     "γ = ‖μ‖ / ‖σ‖ says how far the tokens' mean is from 0, in units of their spread. A feature is dead by ReLU if it "
     "is positive on no token, and dead by TopK if it is never among a token's k largest positive ones, which includes "
@@ -191,7 +191,11 @@ def to_do(contents: Contents) -> Iterator[Block]:
     for name, found in by_centering.items():
         yield Prose(instruction(name, found))
         if name != "off":
-            yield from recipes(contents, found[0])
+            for library in SHIFTS:
+                yield Recipe(LIBRARIES.get(library, library), found[0].recommended.recipe(library))
+    if set(by_centering) != {"off"}:
+        keep = keeping(contents.command) if contents.command else KEPT_IN_PYTHON
+        yield Recipe("Keep what these load", keep)
     for one in contents.layers:
         foldable = one.recommended.centering.linear is None
         if one.trained is not None and one.trained.advice.action == Action.FOLD and foldable:
@@ -222,19 +226,9 @@ def layers_in_words(numbers: Sequence[int]) -> str:
     return f"Layer{'' if len(numbers) == 1 else 's'} {told}"
 
 
-def recipes(contents: Contents, one: Diagnosis) -> Iterator[Block]:
-    """Yield what keeps the centering, and what uses it in each library."""
-    if contents.command:
-        yield Recipe("Keep the centerings", keeping(contents.command))
-    else:
-        yield Recipe("Keep the centering", READ_IN_PYTHON)
-    for library in SHIFTS:
-        yield Recipe(LIBRARIES.get(library, library), one.recommended.recipe(library))
-
-
 def keeping(command: Sequence[str]) -> str:
     kept = command if any(word.startswith("to=") for word in command) else [*command, "to=centerings"]
-    return f"{shlex.join(kept)}  # layer_<n>.safetensors is what the lines below load"
+    return f"{shlex.join(kept)}  # writes layer_<n>.safetensors"
 
 
 def again(contents: Contents) -> Iterator[Block]:
