@@ -55,8 +55,8 @@ def diagnose(
         device: auto, cpu or cuda.
 
     Returns:
-        The diagnosis, which shows itself as a table. `.recommended.centering` is a module: centering(x) maps x
-        [tokens, d_model] to what the SAE should be given.
+        The diagnosis, which shows itself as a table; `.save_page()` writes a page of figures.
+        `.recommended.centering` is a module: centering(x) maps x [tokens, d_model] to what the SAE should be given.
 
     Raises:
         TypeError: the activations are neither tensors nor an iterable of them.

@@ -44,18 +44,8 @@ def after(one: Diagnosis) -> str:
 
 
 def layers(found: Sequence[Diagnosis]) -> pd.DataFrame:
-    """A row per layer: what is said of it wherever it is a point."""
-    rows = [
-        {
-            "layer": number_of(one),
-            "verdict": one.verdict.kind,
-            "gamma": one.severity.gamma,
-            "effective_rank": one.severity.effective_rank,
-            "topk": one.conditions["off"].dead_pct_topk,
-            "after": one.conditions[after(one)].dead_pct_topk,
-        }
-        for one in found
-    ]
+    """A row per layer: what its figures draw once."""
+    rows = [{"layer": number_of(one), "effective_rank": one.severity.effective_rank} for one in found]
     return pd.DataFrame(rows)
 
 
