@@ -92,8 +92,8 @@ def test_the_figures_of_each_layer_are_those_of_its_diagnosis(model: ModelDiagno
         np.testing.assert_allclose(bars["relu"], one.table["dead by ReLU %"], rtol=1e-6)
         np.testing.assert_allclose(bars["gamma"], one.table["γ"], atol=1e-6)
     gammas = pd.DataFrame(page.rows("gammas"))
-    assert set(gammas["of"]) == {"as given (raw)", "post-LN"}
-    as_given = gammas[gammas["of"] == "as given (raw)"]
+    assert set(gammas["of"]) == {"raw, as given", "post-LN"}
+    as_given = gammas[gammas["of"] == "raw, as given"]
     np.testing.assert_allclose(as_given["gamma"], model.table["γ"], rtol=1e-6)
 
 

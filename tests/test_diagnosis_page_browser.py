@@ -146,7 +146,7 @@ def test_the_keyboard_walks_through_dimensions(tab: Tab, model: ModelDiagnosis) 
 def test_a_point_of_a_layer_opens_its_evidence(tab: Tab) -> None:
     plot = tab.plot("gamma_by_layer")
     plot.focus()
-    tab.page.keyboard.press("End")  # the last layer, post-LN
+    tab.page.keyboard.press("End")  # the last layer
     tab.page.keyboard.press("Enter")
     settled(tab)
     assert shown_layer(tab).startswith("Layer 5:")

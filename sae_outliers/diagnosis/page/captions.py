@@ -6,8 +6,6 @@ from sae_outliers.diagnosis.page import data
 from sae_outliers.diagnosis.result import Diagnosis, ModelDiagnosis
 from sae_outliers.stats.theory import BIAS_HALF_TIME_LR
 
-PREPROCESSINGS = {"postln": "post-LN activations", "raw": "raw activations"}
-
 
 def measured_on(result: ModelDiagnosis, one: Diagnosis, sae: bool = True) -> str:
     """Return for example `Measured on 20,000 tokens of smollm2, layer 5 (data: text), post-LN activations, ...`.
@@ -36,7 +34,7 @@ def _of_data(result: ModelDiagnosis) -> str:
 
 
 def tokens_as(one: Diagnosis) -> str:
-    return PREPROCESSINGS.get(one.preprocessing, f"activations after {one.preprocessing}")
+    return f"{data.PREPROCESSINGS.get(one.preprocessing, one.preprocessing)} activations"
 
 
 def size_of(one: Diagnosis) -> str:

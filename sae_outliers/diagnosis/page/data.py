@@ -26,6 +26,7 @@ BINS = 40  # of the alignment with μ
 LEARNING_RATES = np.unique([*np.geomspace(1e-5, 1e-2, 19), *BIAS_HALF_TIME_LR, LR])
 # in the order in which they are stacked
 FATES = ("never positive", "positive, never selected", "alive", "always on")
+PREPROCESSINGS = {"postln": "post-LN"}  # names for reading
 NAMES = {"off": "as it is", "mean": "mean subtracted", "geometric_median": "geometric median subtracted",
          "whiten": "whitened"}  # fmt: skip
 
@@ -50,17 +51,21 @@ def layers(found: Sequence[Diagnosis]) -> pd.DataFrame:
 
 
 def gammas(found: Sequence[Diagnosis]) -> pd.DataFrame:
-    """γ of each layer as the SAE is given it, and where that is another, post-LN and raw."""
-    rows = []
-    for one in found:
-        s = one.severity
-        kinds = {f"as given ({one.preprocessing})": s.gamma, "post-LN": s.gamma_postln, "raw": s.gamma_raw}
-        kinds.pop({"postln": "post-LN"}.get(one.preprocessing, one.preprocessing), None)
-        rows += [
-            {"layer": number_of(one), "of": name, "gamma": gamma, "verdict": one.verdict.kind}
-            for name, gamma in kinds.items()
-        ]
+    """A row per layer and way of taking the activations: γ, and the verdict."""
+    rows = [
+        {"layer": number_of(one), "of": name, "gamma": gamma, "verdict": one.verdict.kind}
+        for one in found
+        for name, gamma in gammas_of(one).items()
+    ]
     return pd.DataFrame(rows)
+
+
+def gammas_of(one: Diagnosis) -> dict[str, float]:
+    """Return γ as the SAE is given the activations, and where that is another, post-LN and raw."""
+    s = one.severity
+    given = PREPROCESSINGS.get(one.preprocessing, one.preprocessing)
+    others = {"post-LN": s.gamma_postln, "raw": s.gamma_raw}
+    return {f"{given}, as given": s.gamma} | {name: gamma for name, gamma in others.items() if name != given}
 
 
 def centerings(found: Sequence[Diagnosis]) -> pd.DataFrame:

@@ -57,6 +57,7 @@ def sections(contents: Contents) -> list[Section]:
         ("evidence", "Evidence"): evidence(contents),
         ("trained", "The trained SAE"): trained(contents),
         ("do", "What to do"): to_do(contents),
+        ("table", "Table"): table(contents),
         ("again", "How this was made"): again(contents),
     }
     return [Section(name, heading, list(blocks)) for (name, heading), blocks in made.items()]
@@ -87,7 +88,7 @@ def layers(contents: Contents) -> Iterator[Block]:
         "γ by layer",
         f"Lines of γ over {len(contents.layers)} layers; the highest is {highest['gamma']:.2f} in layer "
         f"{highest['layer']}.",
-        f"γ of the tokens as the SAE is given them, and beside it post-LN and raw, coloured by the verdict. {on}",
+        f"γ of the activations as the SAE is given them (solid) and as they could be, coloured by the verdict. {on}",
         charts.gamma_by_layer(gammas),
         "gammas",
         charts.READINGS["gamma_by_layer"],
@@ -102,7 +103,12 @@ def layers(contents: Contents) -> Iterator[Block]:
         "centerings",
         charts.READINGS["death_by_layer"],
     )
-    yield Listing("layers", "Every layer", contents.result.table.reset_index(), f"Dead by TopK in %. {on}")
+
+
+def table(contents: Contents) -> Iterator[Block]:
+    if len(contents.layers) > 1:
+        note = f"Dead by TopK, by centering, and by ReLU in %. {measured_on_all(contents.result)}"
+        yield Listing("layers", "Every layer", contents.result.table.reset_index(), note)
 
 
 def evidence(contents: Contents) -> Iterator[Block]:
@@ -128,9 +134,7 @@ def panel(one: Diagnosis) -> dict[str, object]:
     s = one.severity
     outliers = ", ".join(f"{int(one['dimension'])} ({one['ratio']:.1f})" for one in s.outlier_dims.to_dict("records"))
     facts = [
-        (f"γ as given ({one.preprocessing})", f"{s.gamma:.2f}", False),
-        ("γ post-LN", f"{s.gamma_postln:.2f}", False),
-        ("γ raw", f"{s.gamma_raw:.2f}", False),
+        *((f"γ, {name}", f"{gamma:.2f}", False) for name, gamma in data.gammas_of(one).items()),
         ("effective rank", f"{s.effective_rank:.1f} of {one.d_model:,}", False),
     ]
     if not data.bias(one).empty:
