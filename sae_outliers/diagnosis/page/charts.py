@@ -95,7 +95,8 @@ def gamma_by_layer(rows: pd.DataFrame) -> Plot:
     ends = [0.85 * low, 1.15 * high] if wide else [0, 1.15 * high or 1]
     scale = alt.Scale(type="log" if wide else "linear", domain=ends, nice=False)
     x = layer_axis(rows)
-    y = alt.Y("gamma:Q", scale=scale, title="γ = ‖μ‖ / ‖σ‖", axis=alt.Axis(format="~g", tickCount=6))
+    axis = alt.Axis(format="~g", tickCount=6, titlePadding=12)
+    y = alt.Y("gamma:Q", scale=scale, title="γ = ‖μ‖ / ‖σ‖", axis=axis)
     dashes = alt.StrokeDash(
         "of:N",
         scale=alt.Scale(domain=names, range=[[1, 0], [5, 4], [1, 3]][: len(names)]),
