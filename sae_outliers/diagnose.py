@@ -7,8 +7,10 @@
     python -m sae_outliers.diagnose gpt2 layer=6 sae=<folder>       # an SAE that somebody trained, on that layer
     python -m sae_outliers.diagnose gpt2 to=centerings              # keep the centering of each layer, and the table
 
-All layers in one pass, and nothing stored but what `to=` asks for. Beside its own options it takes those of `run` that
-say which tokens there are and where: data=, preprocessing=, special_tokens=, seed=, device=, model.loader...=.
+All layers in one pass. It leaves a page of figures, diagnosis.html, in this folder or in that of `to=`; `page=` names
+another file, and page=none leaves none. Nothing else is stored but what `to=` asks for. Beside its own options it takes
+those of `run` that say which tokens there are and where: data=, preprocessing=, special_tokens=, seed=, device=,
+model.loader...=.
 
 The module can be called: it is `sae_outliers.diagnose(activations)` too, of activations [tokens, d_model], whichever
 way it was imported.
@@ -29,6 +31,9 @@ if TYPE_CHECKING:
     from sae_outliers.diagnosis.result import Diagnosis, ModelDiagnosis
 
 
+NO_PAGE = "none"
+
+
 class _Callable(ModuleType):
     """A module and, when it is called, the function of its name."""
 
@@ -47,6 +52,7 @@ class Request:
         layer: all, middle, a number or a list of numbers.
         sae: folder of a trained SAE's files.
         to: a folder for what is recommended.
+        page: a file for the page of figures, or none; None: diagnosis.html, in the folder `to` if there is one.
         others: overrides that go to the config of `run`.
     """
 
@@ -57,6 +63,7 @@ class Request:
     k: int | None = None
     tokens: int | None = None
     to: str | None = None
+    page: str | None = None
     others: list[str] = field(default_factory=list)
 
 
@@ -78,11 +85,13 @@ def main(arguments: Sequence[str]) -> None:
     except KeyboardInterrupt:
         print("interrupted: what is finished is below", file=sys.stderr)
         status = 130
-    result = ModelDiagnosis(cfg.model.name, done)
+    result = ModelDiagnosis(cfg.model.name, done, cfg.data.name)
     if done:
         print()
         print(next(iter(result)) if len(done) == 1 else result)
         keep_table(result, request.to)
+        if request.page != NO_PAGE:
+            keep_page(result, request, arguments, interrupted=status != 0)
     sys.exit(status)
 
 
@@ -98,7 +107,7 @@ def parse(arguments: Sequence[str]) -> Request:
             raise ValueError(f"{name}= is given twice")
         seen.add(name)
         match name:
-            case "layer" | "sae" | "to":
+            case "layer" | "sae" | "to" | "page":
                 setattr(request, name, value)
             case "n_features" | "k" | "tokens":
                 setattr(request, name, _number(name, value))
@@ -158,6 +167,17 @@ def keep_table(result: "ModelDiagnosis", to: str | None) -> None:
     if to is not None:
         with atomic_write(Path(to) / "layers.csv") as beside:
             result.table.to_csv(beside)
+
+
+def keep_page(result: "ModelDiagnosis", request: Request, arguments: Sequence[str], interrupted: bool) -> None:
+    """Write the page of figures where the request says, and print where that is."""
+    from sae_outliers.diagnosis.page.write import write_page  # loads Altair, 1 s
+    from sae_outliers.diagnosis.result import PAGE
+
+    path = Path(request.to or "") / PAGE if request.page is None else Path(request.page).expanduser()
+    warnings = ["Interrupted: these are the layers that were finished."] if interrupted else []
+    write_page(path, result, ["python", "-m", "sae_outliers.diagnose", *arguments], warnings)
+    print(f"\nfigures: {path}")
 
 
 if __name__ == "__main__":

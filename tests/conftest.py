@@ -16,6 +16,7 @@ import sae_outliers.models  # noqa: F401 - first, for it makes torchvision impor
 from sae_outliers.__main__ import main
 from sae_outliers.config import register
 from sae_outliers.sweeps.expand import Combinations
+from tests.browser import browser, open_tab  # noqa: F401 - fixtures
 
 ROOT = Path(__file__).parent.parent
 CONF = ROOT / "conf"

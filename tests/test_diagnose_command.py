@@ -21,6 +21,7 @@ from sae_outliers.sae.io import save_sae
 from sae_outliers.stats.transforms import Affine
 from sae_outliers.utils.boundary import one_sentence
 from tests.conftest import Run, composed
+from tests.report_page import ReadPage
 from tests.test_diagnose import planted
 
 SMALL = ("n_features=256", "k=8", "device=cpu")
@@ -147,6 +148,53 @@ def test_a_layer_that_is_not_finite_or_constant_is_named(
     assert "layer 0: γ is not defined: none of the dimensions varies over 300 tokens" in caplog.messages[0]
 
 
+@pytest.mark.parametrize(
+    ("told", "places"),
+    [
+        ([], ["diagnosis.html"]),
+        (["to=kept"], ["kept/diagnosis.html"]),
+        (["to=kept", "page=mine/a.html"], ["mine/a.html"]),
+        (["page=none"], []),
+    ],
+)
+def test_the_page_lies_where_it_was_wanted_and_that_is_said(
+    told: list[str],
+    places: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    np.save("acts.npy", planted(4.0, 300).numpy())
+    out = run(capsys, "acts.npy", "seed=3", *told)
+    assert [str(path) for path in Path().glob("**/*.html")] == places
+    assert [f"figures: {place}" in out for place in places] == [True] * len(places)
+    for place in places:
+        page = ReadPage(Path(place))
+        command_again = " ".join(["python -m sae_outliers.diagnose acts.npy seed=3", *told, *SMALL])
+        assert command_again in [text for tag, text in page.elements.texts if tag == "code"]
+        assert "Measured on 300 tokens of " in page.text
+        assert (
+            "acts, layer 0 (data: stored), post-LN activations; SAE at initialisation: 256 features, k = 8, seed 3."
+            in (page.text)
+        )
+
+
+def test_a_page_that_cannot_be_written_comes_after_the_figures(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    np.save("acts.npy", planted(4.0, 300).numpy())
+    with pytest.raises(SystemExit) as end, one_sentence():
+        command.main(["acts.npy", "page=acts.npy/page.html", *SMALL])
+    assert end.value.code == 1
+    assert "on 300 tokens" in capsys.readouterr().out
+    assert "a file stands where a folder should be" in caplog.messages[0]
+
+
 # --- models -----------------------------------------------------------------------------------------------
 
 
@@ -210,6 +258,7 @@ def test_an_interrupted_command_shows_the_layers_that_were_finished(tmp_path: Pa
     assert process.returncode == 130
     assert "interrupted: what is finished is below" in err
     assert "γ" in out
+    assert "Interrupted: these are the layers that were finished." in (tmp_path / "diagnosis.html").read_text("utf-8")
 
 
 def test_help_says_what_it_takes(here: Run) -> None:

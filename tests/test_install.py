@@ -250,12 +250,13 @@ def test_its_console_command_sweeps_a_users_own_model_and_aggregates(
 
 
 @pytest.mark.wheel
-def test_its_diagnosis_needs_no_config_and_leaves_nothing(installed: Path, tmp_path: Path) -> None:
+def test_its_diagnosis_needs_no_config_and_leaves_its_page_alone(installed: Path, tmp_path: Path) -> None:
     program = "import numpy; numpy.save('acts.npy', numpy.random.default_rng(0).normal(3, 1, (900, 16)).astype('f4'))"
     run(installed, sys.executable, "-c", program, cwd=tmp_path)
     shown = run(installed, str(installed / "bin" / "sae-outliers"), "diagnose", "acts.npy", "k=8", cwd=tmp_path)
     assert "on 900 tokens" in shown
-    assert [path.name for path in tmp_path.iterdir()] == ["acts.npy"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["acts.npy", "diagnosis.html"]
+    assert "Measured on 900 tokens of" in (tmp_path / "diagnosis.html").read_text("utf-8")
 
 
 @pytest.mark.wheel

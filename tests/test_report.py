@@ -18,8 +18,8 @@ from sae_outliers.analysis.reference import read_reference, read_trained_referen
 from sae_outliers.analysis.report import data
 from sae_outliers.analysis.report.captions import measured_on
 from sae_outliers.analysis.report.charts import readable
-from sae_outliers.analysis.report.kit.encode import encode, json_in_html, plain
 from sae_outliers.analysis.report.page import recipes, write_report
+from sae_outliers.pages.encode import encode, json_in_html, plain
 from sae_outliers.results.layout import run_dir
 from sae_outliers.results.record import read_records, write_row
 from tests.conftest import CONF, ROOT

@@ -15,6 +15,7 @@ from sae_outliers.analysis.figures import death_curves
 from sae_outliers.analysis.inputs import Inputs
 from sae_outliers.analysis.tables.alignment import alignment
 from sae_outliers.analysis.trained import CURVE_OWNER, MIN_DEAD
+from sae_outliers.utils.cells import format_for_display
 from tests.many_records import CONDITIONS, layers, write_sweep
 from tests.test_figures import curves
 
@@ -73,7 +74,7 @@ def test_ranks_are_those_of_scipy_on_the_rows_as_they_are() -> None:
 def test_a_long_latex_table_is_what_pandas_makes_of_it(tmp_path: Path) -> None:
     frame = pd.DataFrame({"model_a": [r"x_1 & 50 % {#$}", "b\\c", "d~e"], "γ": [1.25, 2.0, np.nan]})
     write.write_table(write.Table("t", frame, "A note."), tmp_path)
-    expected = write.format_for_display(frame).to_latex(
+    expected = format_for_display(frame).to_latex(
         index=False, escape=True, column_format="lr", caption="A note.", label="tab:t", position="htbp"
     )
     assert (tmp_path / "t.tex").read_text() == expected.replace("γ", r"$\gamma$")

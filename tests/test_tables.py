@@ -18,8 +18,9 @@ from sae_outliers.analysis.tables.coverage import coverage
 from sae_outliers.analysis.tables.models import models
 from sae_outliers.analysis.tables.spearman import PAIRS, spearman
 from sae_outliers.analysis.tables.theory import theory
-from sae_outliers.analysis.write import Table, format_for_display, write_table
+from sae_outliers.analysis.write import Table, write_table
 from sae_outliers.runs.record import Record
+from sae_outliers.utils.cells import format_for_display
 
 # what a record says of a field that a test does not set
 BLANK: dict[Any, Any] = {

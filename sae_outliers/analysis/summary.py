@@ -9,7 +9,8 @@ from sae_outliers.analysis.conditions import conditions_of
 from sae_outliers.analysis.select import Mix, describe_mix
 from sae_outliers.analysis.tables.recovery import recovery_by_model
 from sae_outliers.analysis.tables.spearman import SEVERITIES
-from sae_outliers.analysis.write import Table, format_for_display
+from sae_outliers.analysis.write import Table
+from sae_outliers.utils.cells import format_for_display
 
 
 def summary(

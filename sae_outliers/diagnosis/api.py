@@ -55,8 +55,8 @@ def diagnose(
         device: auto, cpu or cuda.
 
     Returns:
-        The diagnosis, which shows itself as a table. `.recommended.centering` is a module: centering(x) maps x
-        [tokens, d_model] to what the SAE should be given.
+        The diagnosis, which shows itself as a table; `.save_page()` writes a page of figures.
+        `.recommended.centering` is a module: centering(x) maps x [tokens, d_model] to what the SAE should be given.
 
     Raises:
         TypeError: the activations are neither tensors nor an iterable of them.
@@ -102,7 +102,7 @@ def settings_for(
     if name not in NORMALISATIONS:
         raise ValueError(f"preprocessing={name} does not exist: use one of {', '.join(NORMALISATIONS)}")
     initial = initial_sae(d_model, n_features or N_FEATURES, k or K, seed, device)
-    return Settings(initial, NORMALISATIONS[name], name, device)
+    return Settings(initial, NORMALISATIONS[name], name, device, seed)
 
 
 def diagnose_tokens(held: Tensor, settings: Settings, loaded: LoadedSae | None) -> Diagnosis:

@@ -30,12 +30,14 @@ class Settings:
     Attributes:
         sae: the SAE at initialisation, on the device; layers of one width share it.
         preprocessing: the name of `preprocess`, for messages and files.
+        seed: what the SAE was drawn by.
     """
 
     sae: SparseAutoencoder
     preprocess: Preprocessing
     preprocessing: str
     device: torch.device
+    seed: int
 
 
 def initial_sae(d_model: int, n_features: int, k: int, seed: int, device: torch.device) -> SparseAutoencoder:
@@ -69,6 +71,7 @@ def diagnose_layer(tokens: Tensor, settings: Settings) -> tuple[Diagnosis, Momen
         n_features=sae.n_features,
         k=sae.k,
         preprocessing=settings.preprocessing,
+        seed=settings.seed,
     )
     return diagnosis, m
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from html import escape
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -20,6 +21,7 @@ from sae_outliers.results.features import Fate
 from sae_outliers.sae.base import SparseAutoencoder
 from sae_outliers.stats.theory import bias_half_time
 
+PAGE = "diagnosis.html"
 LR, BATCH_SIZE = 3e-4, 4096  # SAELens' defaults
 # features that more tokens would show alive are mentioned from this percent of all, and this share of the dead, on
 UNSEEN_PCT, UNSEEN_SHARE = 1.0, 0.2
@@ -60,6 +62,7 @@ class Diagnosis:
         features: a row per feature: alignment with μ, and by centering `fate_<name>` (a `Fate`) and `active_<name>`.
         n_tokens, d_model: of the activations.  n_features, k: of the SAE.
         preprocessing: what was done to each token first.
+        seed: of the SAE's directions.
         trained: of an SAE that was given: its features as they are now; None without one.
         layer: its number in a model; None where only activations were given.
     """
@@ -73,6 +76,7 @@ class Diagnosis:
     n_features: int
     k: int
     preprocessing: str
+    seed: int
     trained: TrainedSae | None = None
     layer: int | None = None
     more_notes: tuple[str, ...] = field(default=())
@@ -138,6 +142,10 @@ class Diagnosis:
         )
         return recentred(self.trained.sae, dead, self.trained.input_map.apply(centering.affine.shift))
 
+    def save_page(self, path: Path | str = PAGE) -> Path:
+        """Write it as a page of figures, one HTML file that opens by itself, and return where it is."""
+        return ModelDiagnosis("the activations that were given", {self.layer or 0: self}).save_page(path)
+
     def _lines(self) -> list[str]:
         s = self.severity
         head = "" if self.layer is None else f"layer {self.layer}: "
@@ -174,10 +182,12 @@ class ModelDiagnosis:
     Attributes:
         model: its name.
         layers: by number; an interrupted diagnosis has those that were finished.
+        data: the name of what the model read; empty where that is not known.
     """
 
     model: str
     layers: Mapping[int, Diagnosis]
+    data: str = ""
 
     def __getitem__(self, layer: int) -> Diagnosis:
         """Return the diagnosis of a layer."""
@@ -190,6 +200,17 @@ class ModelDiagnosis:
     def table(self) -> pd.DataFrame:
         """Return a row per layer: verdict, γ three ways, effective rank, and dead by TopK under each centering."""
         return pd.DataFrame([table_row(one) for one in self]).set_index("layer")
+
+    def save_page(self, path: Path | str = PAGE) -> Path:
+        """Write all layers as a page of figures, one HTML file that opens by itself, and return where it is.
+
+        Raises:
+            ValueError: no layer was finished.
+        """
+        from sae_outliers.diagnosis.page.write import write_page  # loads Altair, 1 s
+
+        write_page(Path(path), self)
+        return Path(path)
 
     def __repr__(self) -> str:
         if not self.layers:

@@ -60,6 +60,7 @@ BIAS_HALF_TIME = {
     "batch_size": 0.106,
     "n_features": 0.0067,
 }
+BIAS_HALF_TIME_LR = (3e-4, 3e-3)  # between which learning rates they lie
 
 
 def bias_half_time(

@@ -45,7 +45,7 @@ def table(plan: Plan, device: torch.device) -> pd.DataFrame:
     @torch.no_grad()
     def diagnosis() -> None:
         for _, x in layer_tokens(cfg, stream, backbone, layers):
-            diagnose_tokens(x, Settings(saes[x.shape[1]], postln, "postln", device), None)
+            diagnose_tokens(x, Settings(saes[x.shape[1]], postln, "postln", device, 0), None)
 
     seconds = {"forward": seconds_of(forward, device)}
     for width in {x.shape[1] for x in tokens.values()}:

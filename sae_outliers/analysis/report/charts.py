@@ -11,7 +11,7 @@ from matplotlib.colors import to_hex, to_rgb
 from sae_outliers.analysis.conditions import conditions_among
 from sae_outliers.analysis.figures.style import COLORMAP, COLORS, MARKERS, WIDE_RANGE, gamma_limits
 from sae_outliers.analysis.report.data import BREAK
-from sae_outliers.analysis.report.kit import INK, Plot, Reading, cursor_ring, tooltips
+from sae_outliers.pages import INK, Plot, Reading, cursor_ring, tooltips
 
 GAMMA_TITLE = "γ = ‖μ‖ / ‖σ‖"
 SHAPES = {"o": "circle", "s": "square", "^": "triangle-up", "D": "diamond"}  # matplotlib's marker -> Vega's

@@ -11,10 +11,10 @@ from sae_outliers.analysis.figures.bias_takes_over import FREE, FROZEN, of_the_b
 from sae_outliers.analysis.figures.gamma_by_depth import spread
 from sae_outliers.analysis.figures.style import gamma_limits
 from sae_outliers.analysis.report.captions import SETTINGS, measured_on
-from sae_outliers.analysis.report.kit.encode import plain
 from sae_outliers.analysis.select import measured_once
 from sae_outliers.analysis.tables.models import natural_gammas
 from sae_outliers.analysis.tables.recovery import recovery_by_model
+from sae_outliers.pages.encode import plain
 from sae_outliers.stats import theory
 
 LAYER = (

@@ -12,10 +12,10 @@ from sae_outliers.analysis.config import AggregateConfig
 from sae_outliers.analysis.inputs import Inputs
 from sae_outliers.analysis.report import charts, data
 from sae_outliers.analysis.report.captions import counted, layers_of, measured_on
-from sae_outliers.analysis.report.kit import Page, html_of
 from sae_outliers.analysis.report.sections import Contents, sections
 from sae_outliers.analysis.select import Mix, describe_mix
 from sae_outliers.analysis.write import Table
+from sae_outliers.pages import Page, html_of
 from sae_outliers.utils.files import atomic_write
 from sae_outliers.utils.quoting import quoted
 
@@ -62,7 +62,7 @@ def report(
         [f"Mixed, since allow_mixed=true: {describe_mix(mixed)}."] if mixed else [],
         TEMPLATES,
         "sweep.js",
-        {"curves": curves, "card": CARD},
+        values={"curves": curves, "card": CARD},
     )
 
 

@@ -9,10 +9,9 @@ from sae_outliers.analysis.conditions import conditions_among
 from sae_outliers.analysis.inputs import Inputs
 from sae_outliers.analysis.report import charts, data
 from sae_outliers.analysis.report.captions import measured_on
-from sae_outliers.analysis.report.kit import Chart, Fragment, Listing, Prose, Recipe, Section
-from sae_outliers.analysis.report.kit.blocks import Block
 from sae_outliers.analysis.tables.spearman import SEVERITIES
 from sae_outliers.analysis.write import Table
+from sae_outliers.pages import Block, Chart, Fragment, Listing, Prose, Recipe, Section
 
 FORMULAS = {  # title -> the column that predicts, and what is predicted
     "Closed form: dead by TopK": ("theory_pct_topk", "TopK"),

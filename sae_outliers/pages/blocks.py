@@ -111,7 +111,7 @@ class Page:
     datasets: the frames that charts name.
     warnings: what must be known before anything is read.
     templates: the folder of the page's own templates.
-    script: the name of its script in that folder.
+    script, style: the names of its script and style sheet in that folder.
     values: what that script finds in `page.values`, as JSON has it.
     """
 
@@ -122,4 +122,5 @@ class Page:
     warnings: Sequence[str] = ()
     templates: Path | None = None
     script: str | None = None
+    style: str | None = None
     values: Mapping[str, Any] = field(default_factory=dict)

@@ -10,11 +10,11 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from sae_outliers.analysis.report.kit.blocks import Block, Chart, Listing, Page
-from sae_outliers.analysis.report.kit.encode import encode, json_in_html, plain
-from sae_outliers.analysis.report.kit.theme import COLORS, themed
-from sae_outliers.analysis.report.kit.vega import vega_script
-from sae_outliers.analysis.write import format_for_display
+from sae_outliers.pages.blocks import Block, Chart, Listing, Page
+from sae_outliers.pages.encode import encode, json_in_html, plain
+from sae_outliers.pages.theme import COLORS, themed
+from sae_outliers.pages.vega import vega_script
+from sae_outliers.utils.cells import format_for_display
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -30,7 +30,6 @@ def html_of(page: Page) -> str:
         lstrip_blocks=True,
     )
     environment.filters["prose"] = prose
-    own = (page.templates / page.script).read_text("utf-8") if page.templates and page.script else ""
     return environment.get_template("page.html.jinja").render(
         page=page,
         sections=[section for section in page.sections if section.blocks],
@@ -38,9 +37,18 @@ def html_of(page: Page) -> str:
         table_of=table_of,
         colors=COLORS,
         data=Markup(json_in_html(_data(page))),
-        style=Markup((TEMPLATES / "page.css").read_text("utf-8")),
-        scripts=[Markup(text) for text in (vega_script(), (TEMPLATES / "page.js").read_text("utf-8"), own) if text],
+        style=Markup((TEMPLATES / "page.css").read_text("utf-8") + _own(page, page.style)),
+        scripts=[
+            Markup(text)
+            for text in (vega_script(), (TEMPLATES / "page.js").read_text("utf-8"), _own(page, page.script))
+            if text
+        ],
     )
+
+
+def _own(page: Page, name: str | None) -> str:
+    """Return a file of the page's own folder; nothing where it has none."""
+    return (page.templates / name).read_text("utf-8") if page.templates and name else ""
 
 
 def prose(text: str) -> Markup:

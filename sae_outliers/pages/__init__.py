@@ -9,7 +9,8 @@ that comes out of a frame or a text is escaped. A page with controls of its own 
 script, which finds `page` as templates/page.js describes it.
 """
 
-from sae_outliers.analysis.report.kit.blocks import (
+from sae_outliers.pages.blocks import (
+    Block,
     Chart,
     Fragment,
     Listing,
@@ -20,11 +21,12 @@ from sae_outliers.analysis.report.kit.blocks import (
     Recipe,
     Section,
 )
-from sae_outliers.analysis.report.kit.render import html_of
-from sae_outliers.analysis.report.kit.theme import INK, cursor_ring, tooltips
+from sae_outliers.pages.render import html_of
+from sae_outliers.pages.theme import INK, cursor_ring, tooltips
 
 __all__ = [
     "INK",
+    "Block",
     "Chart",
     "Fragment",
     "Listing",
