@@ -153,7 +153,7 @@ def test_the_listing_is_the_table_of_the_model(model: ModelDiagnosis, page: Read
 def test_what_to_do_is_what_each_diagnosis_recommends(model: ModelDiagnosis, page: ReadPage) -> None:
     codes = [text for tag, text in page.elements.texts if tag == "code"]
     for number in (2, 5):
-        for library in ("saelens", "dictionary_learning", "sparsify", "torch"):
+        for library in ("saelens", "saelens_trainer", "dictionary_learning", "sparsify", "torch"):
             assert model[number].recommended.recipe(library) in codes
     said = "".join(text for _, text in page.elements.texts)
     assert "Layer 1: train as you would" in said

@@ -14,7 +14,8 @@ from sae_outliers.diagnosis.trained import Action
 from sae_outliers.diagnosis.verdict import FINE_RELU_PCT, FINE_TOPK_PCT
 from sae_outliers.pages import Block, Chart, Fragment, Listing, Prose, Recipe, Section
 
-LIBRARIES = {"saelens": "SAELens", "torch": "A plain torch loop"}  # names for reading; the others are their own
+# names for reading; the others are their own
+LIBRARIES = {"saelens": "SAELens", "saelens_trainer": "SAELens' SAETrainer", "torch": "A plain torch loop"}
 KEPT_IN_PYTHON = "d.recommended.centering.save('centering.safetensors')  # d: what sae_outliers.diagnose returned"
 TERMS = (
     "γ = ‖μ‖ / ‖σ‖ says how far the tokens' mean is from 0, in units of their spread. A feature is dead by ReLU if it "
