@@ -99,6 +99,7 @@ def test_time_and_memory_are_given_for_each_size(written: Path, name: str) -> No
 def test_the_report_names_machine_versions_and_missing_peers(written: Path) -> None:
     text = (written / "README.md").read_text()
     assert f"torch {torch.__version__}" in text
+    assert "when it began" in text
     missing = [peer.distribution for peer in PEERS if not peer.version()]
     assert all(name in text for name in missing)
     assert ("make bench-peers" in text) == bool(missing)

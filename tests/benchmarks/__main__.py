@@ -1,6 +1,6 @@
 """make bench: timings and memory beside the encoder's matrix product, and beside other SAE libraries.
 
-    python -m tests.benchmarks                       # sixteen minutes on two cores
+    python -m tests.benchmarks                       # twenty minutes on two cores
     python -m tests.benchmarks --quick               # seconds; shows that it runs, its timings mean nothing
 
 Tables, a README and a figure go to <results-dir>/benchmarks. Nothing else should run meanwhile.
@@ -42,15 +42,17 @@ PARTS = {
 def main() -> None:
     arguments = parse()
     plan, device = QUICK if arguments.quick else Plan(), resolve_device(arguments.device)
+    facts = machine.description(device) | {"load": machine.load()}
+    directory = Path(arguments.results_dir) / "benchmarks"
     tables = {}
     for name, measure in PARTS.items():
         start = time.perf_counter()
         tables[name] = measure(plan, device)
-        print(f"{name}: {time.perf_counter() - start:.0f} s", file=sys.stderr)
+        report.write_table(directory, name, tables[name])
+        print(f"{name}: {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
     command = "make bench" if not arguments.quick else "python -m tests.benchmarks --quick"
-    text = report.readme(plan, tables, machine.description(device), command)
-    directory = Path(arguments.results_dir) / "benchmarks"
-    report.write(directory, tables, text)
+    text = report.readme(plan, tables, facts, command)
+    report.write(directory, tables["growth"], text)
     print(f"{text}\nWritten to {directory}")
 
 

@@ -11,6 +11,8 @@ import torch
 from sae_outliers.utils.provenance import git_commit
 from tests.benchmarks.peers import PEERS
 
+QUIET = 0.5  # processes that run, on average
+
 
 def description(device: torch.device) -> dict[str, str]:
     """Named facts, in the order in which they are read."""
@@ -22,6 +24,12 @@ def description(device: torch.device) -> dict[str, str]:
         "GPU": torch.cuda.get_device_name(device) if device.type == "cuda" else "none used",
         "versions": ", ".join(f"{name} {number}" for name, number in versions().items()),
     }
+
+
+def load() -> str:
+    """How busy the machine has been in the last minute, which spoils timings."""
+    busy = os.getloadavg()[0]
+    return f"{busy:.1f} when it began" + (", **not a quiet machine**" if busy > QUIET else "")
 
 
 def cpu_model() -> str:

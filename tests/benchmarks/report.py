@@ -38,13 +38,16 @@ WORDS = {
 }
 
 
-def write(directory: Path, tables: Mapping[str, pd.DataFrame], text: str) -> None:
-    """<name>.csv for each table at full precision, growth.png and README.md."""
-    for name, frame in tables.items():
-        with atomic_write(directory / f"{name}.csv") as path:
-            frame.to_csv(path, index=False)
+def write_table(directory: Path, name: str, frame: pd.DataFrame) -> None:
+    """<name>.csv, at full precision."""
+    with atomic_write(directory / f"{name}.csv") as path:
+        frame.to_csv(path, index=False)
+
+
+def write(directory: Path, sizes: pd.DataFrame, text: str) -> None:
+    """growth.png and README.md."""
     with atomic_write(directory / "growth.png") as path:
-        growth(tables["growth"]).savefig(path, format="png", dpi=200)
+        growth(sizes).savefig(path, format="png", dpi=200)
     with atomic_write(directory / "README.md") as path:
         path.write_text(text)
 
