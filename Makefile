@@ -111,7 +111,7 @@ lint: install ## formatting, lint, which module may import which, and types
 	.venv/bin/lint-imports --no-cache
 	.venv/bin/mypy
 
-bench: install ## speed and memory as ratios to the encoder's product, beside the peers if they are there (16 min)
+bench: install ## speed and memory as ratios to the encoder's product, beside the peers if they are there (20 min)
 	$(BENCH) -m tests.benchmarks
 
 bench-gpu: install ## the kernels' tests and timings on a CUDA GPU, with the share of what it could do (9 min)

@@ -13,7 +13,7 @@ class Size:
 
 @dataclass(frozen=True)
 class Plan:
-    """`make bench`: sixteen minutes on two cores."""
+    """`make bench`: twenty minutes on two cores."""
 
     size: Size = field(default_factory=Size)
     rounds: int = 5
