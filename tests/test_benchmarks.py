@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
-from tests.benchmarks import ours, stored
+from tests.benchmarks import ours, report, stored
 from tests.benchmarks.data import Activations
 from tests.benchmarks.memory import CLEAR_REFS, MB, peak_extra_mb
 from tests.benchmarks.peers import PEERS
@@ -175,7 +175,7 @@ def test_peak_memory_counts_what_a_case_gives_back() -> None:
 
 
 def test_reading_16_bits_is_measured_beside_32(tmp_path: Path) -> None:
-    stored.write(tmp_path / "reading.csv", list(stored.reading(tmp_path, rounds=1)))
+    report.write_table(tmp_path, "reading", pd.DataFrame(stored.reading(tmp_path, rounds=1)))
     assert pd.read_csv(tmp_path / "reading.csv").gt(0).all(axis=None)
 
 

@@ -108,6 +108,11 @@ class Diagnosis:
         return float(bias_half_time(offset_max, lr, self.severity.gamma, batch_size, self.n_features))
 
     @property
+    def bias_steps_told(self) -> str:
+        """Return `bias_half_time` in words: its order of magnitude is all that is known."""
+        return f"{float(f'{self.bias_half_time():.1g}'):,.0f}"
+
+    @property
     def notes(self) -> list[str]:
         """Return sentences on what these figures do not settle."""
         notes = list(self.more_notes)
@@ -155,7 +160,7 @@ class Diagnosis:
             f"{s.gamma_raw:.2f}; effective rank {s.effective_rank:.1f} of {self.d_model}; {_outlier(s)}",
         ]
         if self.verdict.kind != FINE:
-            steps = f"{float(f'{self.bias_half_time():.1g}'):,.0f}"
+            steps = self.bias_steps_told
             lines.append(
                 f"b_dec, left to learn the mean by itself, would hold half of it after some {steps} steps at lr {LR:g}"
             )

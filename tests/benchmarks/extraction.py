@@ -42,9 +42,7 @@ def table(plan: Plan, device: torch.device) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "case": name,
-            "seconds": timing.median,
-            "seconds_min": timing.fastest,
-            "seconds_max": timing.slowest,
+            **timing.columns(),
             "ratio": timing.median / timings[PLAIN].median,
         }
         for name, timing in timings.items()

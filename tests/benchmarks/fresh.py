@@ -60,9 +60,7 @@ def measure(job: Job) -> dict[str, float]:
     product()
     timings = interleaved({"product": product, "case": case}, job.rounds, device)
     return {
-        "seconds": timings["case"].median,
-        "seconds_min": timings["case"].fastest,
-        "seconds_max": timings["case"].slowest,
+        **timings["case"].columns(),
         "product_seconds": timings["product"].median,
         "ratio": timings["case"].median / timings["product"].median,
         "us_per_token": 1e6 * timings["case"].median / job.tokens,

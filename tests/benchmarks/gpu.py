@@ -20,8 +20,7 @@ import torch
 
 from sae_outliers.activations.stream import TokenStream
 from sae_outliers.models.backbone import Backbone, Batch
-from sae_outliers.utils.files import atomic_write
-from tests.benchmarks import extraction, machine, ours, peers, stacking
+from tests.benchmarks import extraction, machine, ours, peers, report, stacking
 from tests.benchmarks.data import Activations
 from tests.benchmarks.plan import QUICK, Size
 from tests.benchmarks.roofline import Roofline, Work, measured
@@ -78,7 +77,7 @@ def main() -> None:
         start = time.perf_counter()
         rows += [{"part": part.__name__, **row} for row in part(plan, device, roofline)]
         print(f"{part.__name__}: {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
-        write(Path(arguments.results_dir), rows)
+        report.write_table(Path(arguments.results_dir) / "benchmarks", "gpu", pd.DataFrame(rows))
     print(pd.DataFrame(rows).to_string(index=False, na_rep=""))
 
 
@@ -88,11 +87,6 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--results-dir", default="results", help="gpu.csv goes to benchmarks/ in this folder")
     parser.add_argument("--device", default="cuda", help="cuda, cuda:1, ...; cpu with --quick")
     return parser.parse_args()
-
-
-def write(results: Path, rows: list[dict[str, object]]) -> None:
-    with atomic_write(results / "benchmarks" / "gpu.csv") as path:
-        pd.DataFrame(rows).to_csv(path, index=False)
 
 
 def kernel_tests() -> dict[str, object]:
@@ -179,9 +173,7 @@ def timed(
         yield {
             "case": name,
             **({} if size is None else vars(size)),
-            "seconds": timing.median,
-            "seconds_min": timing.fastest,
-            "seconds_max": timing.slowest,
+            **timing.columns(),
             "least_seconds": least,
             "share_pct": 100 * least / timing.median,
         }

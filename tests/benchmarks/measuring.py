@@ -39,9 +39,7 @@ def table(plan: Plan, device: torch.device) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "case": name,
-            "seconds": timing.median,
-            "seconds_min": timing.fastest,
-            "seconds_max": timing.slowest,
+            **timing.columns(),
             "times": times[name],
             "share_pct": 100 * seconds[name] / total,
         }

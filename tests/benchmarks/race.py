@@ -20,9 +20,7 @@ def table(plan: Plan, device: torch.device) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "case": name,
-            "seconds": timing.median,
-            "seconds_min": timing.fastest,
-            "seconds_max": timing.slowest,
+            **timing.columns(),
             "tokens_per_second": plan.size.batch / timing.median,
             "ratio": timing.median / product,
         }

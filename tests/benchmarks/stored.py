@@ -36,7 +36,7 @@ from sae_outliers.runs.record import read_record
 from sae_outliers.runs.setup import Fates, RunSetup, set_up
 from sae_outliers.stats.moments import moments
 from sae_outliers.stats.transforms import PREPROCESSINGS
-from sae_outliers.utils.files import atomic_write
+from tests.benchmarks import report
 from tests.benchmarks.timing import interleaved
 from tests.conftest import composed
 
@@ -211,7 +211,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         if "reading" in parts:
-            write(directory / "stored_reading.csv", list(reading(folder / "reading", arguments.rounds)))
+            rows = list(reading(folder / "reading", arguments.rounds))
+            report.write_table(directory, "stored_reading", pd.DataFrame(rows))
         for model in arguments.models:
             if "layers" in parts:
                 update(directory / "stored.csv", list(compared(model, folder)))
@@ -234,12 +235,8 @@ def update(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     """Write the rows, and those of other models that the file has."""
     others = pd.read_csv(path).to_dict("records") if path.exists() else []
     measured = {row["model"] for row in rows}
-    write(path, [*(row for row in others if row["model"] not in measured), *rows])
-
-
-def write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    with atomic_write(path) as beside:
-        pd.DataFrame(rows).to_csv(beside, index=False)
+    those = [row for row in others if row["model"] not in measured]
+    report.write_table(path.parent, path.stem, pd.DataFrame([*those, *rows]))
 
 
 def parse() -> argparse.Namespace:

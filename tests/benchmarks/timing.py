@@ -17,6 +17,10 @@ class Timing(NamedTuple):
     fastest: float
     slowest: float
 
+    def columns(self) -> dict[str, float]:
+        """By their names in the tables."""
+        return {"seconds": self.median, "seconds_min": self.fastest, "seconds_max": self.slowest}
+
 
 def interleaved(cases: Mapping[str, Case], rounds: int, device: torch.device) -> dict[str, Timing]:
     """Every round runs each case once, and each begins with another case. Warming up is left to the caller."""

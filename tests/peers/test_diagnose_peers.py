@@ -147,14 +147,20 @@ def saelens_saved(sae: Any, folder: str) -> str:
     return folder
 
 
+def saelens_without_and_with(x: Tensor, d: Diagnosis, **settings: Any) -> tuple[float, float]:
+    """Dead features in percent of an SAE that SAELens' trainer made, and of one by the recipe."""
+    sizes = {"d_in": x.shape[1]} | settings
+    without = dead_pct(x, saelens_saved(saelens_fit(x, saelens_sae(**sizes)), "without"))
+    names = saelens_names(x, saelens_sae(**sizes))
+    exec(d.recommended.recipe("saelens_trainer"), names)
+    return without, dead_pct(x, saelens_saved(names["sae"], "with"))
+
+
 @needs("saelens")
 @pytest.mark.parametrize("gamma", GAMMAS)
 def test_saelens_loses_features_and_with_the_recipe_it_does_not(gamma: float) -> None:
     d, x = centred(gamma)
-    without = dead_pct(x, saelens_saved(saelens_fit(x, saelens_sae()), "without"))
-    names = saelens_names(x, saelens_sae())
-    exec(d.recommended.recipe("saelens_trainer"), names)
-    after = dead_pct(x, saelens_saved(names["sae"], "with"))
+    without, after = saelens_without_and_with(x, d)
     report(f"saelens γ {gamma}", without, after)
     assert after < FEW_DEAD < without
 
@@ -166,11 +172,7 @@ def test_saelens_on_a_layer_of_smollm2_loses_features_and_with_the_recipe_it_doe
     x = smollm2()
     d = diagnose(x, preprocessing="layer_norm", **SIZE)
     d.recommended.centering.save("centering.safetensors")
-    sizes = {"d_in": x.shape[1], "normalize_activations": "layer_norm"}
-    without = dead_pct(x, saelens_saved(saelens_fit(x, saelens_sae(**sizes)), "without"))
-    names = saelens_names(x, saelens_sae(**sizes))
-    exec(d.recommended.recipe("saelens_trainer"), names)
-    after = dead_pct(x, saelens_saved(names["sae"], "with"))
+    without, after = saelens_without_and_with(x, d, normalize_activations="layer_norm")
     report(f"saelens SmolLM2 layer 29, γ {d.severity.gamma:.2f}", without, after)
     assert after < FEW_DEAD < without
 
@@ -204,10 +206,7 @@ def runner_config(folder: Path, layer: int, output: str) -> Any:
 @pytest.mark.weights
 def test_saelens_on_a_layer_of_spliceai_loses_features_and_with_the_recipe_it_does_not() -> None:
     d, x = spliceai()
-    without = dead_pct(x, saelens_saved(saelens_fit(x, saelens_sae(d_in=x.shape[1])), "without"))
-    names = saelens_names(x, saelens_sae(d_in=x.shape[1]))
-    exec(d.recommended.recipe("saelens_trainer"), names)
-    after = dead_pct(x, saelens_saved(names["sae"], "with"))
+    without, after = saelens_without_and_with(x, d)
     report(f"saelens, SpliceAI layer 12, γ {d.severity.gamma:.2f}", without, after)
     assert after < FEW_DEAD < without
 
@@ -312,16 +311,21 @@ def dl_train(x: Tensor, save_dir: str, trainer: str) -> str:
     return f"{save_dir}/trainer_0"
 
 
+def dl_without_and_with(x: Tensor, d: Diagnosis, trainer: str) -> tuple[float, float]:
+    """Dead features in percent of an SAE that a trainer of dictionary_learning made, and of one by the recipe."""
+    without = dead_pct(x, dl_train(x, "without", trainer))
+    names = dl_names(x, "with", trainer)
+    exec(d.recommended.recipe("dictionary_learning"), names)
+    return without, dead_pct(x, "with/trainer_0")
+
+
 @needs("dictionary_learning")
 @pytest.mark.parametrize("gamma", GAMMAS)
 @pytest.mark.parametrize("trainer", ["standard", "topk"])
 def test_dictionary_learning_with_the_recipe_loses_no_features(trainer: str, gamma: float) -> None:
     """Its TopKTrainer centres by its first batch, and loses none without either; its StandardTrainer does not."""
     d, x = centred(gamma)
-    without = dead_pct(x, dl_train(x, "without", trainer))
-    names = dl_names(x, "with", trainer)
-    exec(d.recommended.recipe("dictionary_learning"), names)
-    after = dead_pct(x, "with/trainer_0")
+    without, after = dl_without_and_with(x, d, trainer)
     report(f"dictionary_learning {trainer} γ {gamma}", without, after)
     assert after < FEW_DEAD
     assert (without > FEW_DEAD) == (trainer == "standard")
@@ -335,10 +339,7 @@ def test_dictionary_learning_loses_no_features_of_a_layer_of_smollm2_with_the_re
     x = (x - x.mean(1, keepdim=True)) / x.std(1, keepdim=True)
     d = diagnose(x, **SIZE)
     d.recommended.centering.save("centering.safetensors")
-    without = dead_pct(x, dl_train(x, "without", "standard"))
-    names = dl_names(x, "with", "standard")
-    exec(d.recommended.recipe("dictionary_learning"), names)
-    after = dead_pct(x, "with/trainer_0")
+    without, after = dl_without_and_with(x, d, "standard")
     report(f"dictionary_learning, SmolLM2 layer 29, γ {d.severity.gamma:.2f}", without, after)
     assert max(without, after) < FEW_DEAD
 
@@ -346,10 +347,7 @@ def test_dictionary_learning_loses_no_features_of_a_layer_of_smollm2_with_the_re
 @needs("dictionary_learning")
 def test_whitened_tokens_of_dictionary_learning_are_folded_into_its_sae(narrow: Diagnosis) -> None:
     x = flat_layer()
-    without = dead_pct(x, dl_train(x, "without", "topk"))
-    names = dl_names(x, "with", "topk")
-    exec(narrow.recommended.recipe("dictionary_learning"), names)
-    after = dead_pct(x, "with/trainer_0")
+    without, after = dl_without_and_with(x, narrow, "topk")
     report("dictionary_learning topk, whitening", without, after)
     assert after < FEW_DEAD < without
 

@@ -139,8 +139,7 @@ def panel(one: Diagnosis) -> dict[str, object]:
         ("effective rank", f"{s.effective_rank:.1f} of {one.d_model:,}", False),
     ]
     if not data.bias(one).empty:
-        steps = f"{float(f'{one.bias_half_time():.1g}'):,.0f}"
-        facts.append(("steps for b_dec alone (estimate)", steps, False))
+        facts.append(("steps for b_dec alone (estimate)", one.bias_steps_told, False))
     facts.append(("dimensions that stand out most (|μ|/σ)", outliers, True))
     rows = [
         (data.NAMES[name], [f"{c.gamma:.2f}", f"{c.dead_pct_topk:.1f}", f"{c.dead_pct_relu:.1f}", f"{c.always_on:,}"])
