@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 
 from sae_outliers.diagnosis.api import diagnose
 from sae_outliers.utils.boundary import one_sentence
+from sae_outliers.utils.memory import keep_freed_memory
 
 if TYPE_CHECKING:
     from sae_outliers.config import RunConfig
@@ -181,5 +182,6 @@ def keep_page(result: "ModelDiagnosis", request: Request, arguments: Sequence[st
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     with one_sentence():
         main(sys.argv[1:])

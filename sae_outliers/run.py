@@ -11,6 +11,7 @@ from hydra.types import RunMode
 from sae_outliers.config import RunConfig
 from sae_outliers.paths import CONF
 from sae_outliers.utils.boundary import one_sentence
+from sae_outliers.utils.memory import keep_freed_memory
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
@@ -24,5 +25,6 @@ def main(cfg: RunConfig) -> None:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     with one_sentence():
         main()

@@ -135,7 +135,8 @@ def _ranked(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
     if len(places) != k * len(rows):  # the k-th largest is not the only one of its value, or is not a number
         return values.topk(k, dim=1, sorted=False)
     chosen = torch.from_numpy(places).view(-1, k)
-    return values.flatten()[chosen], chosen % values.shape[1]
+    first = torch.arange(0, values.numel(), values.shape[1])
+    return values.flatten()[chosen], chosen - first[:, None]
 
 
 def pre_activation_chunks(x: Tensor, W_enc: Tensor, b_enc: Tensor) -> Iterator[Tensor]:

@@ -92,8 +92,7 @@ class Stack:
 
     def _update(self, grads: dict[str, Tensor]) -> None:
         """Take Adam's step, each member at its own rates, and keep decoder rows at unit norm."""
-        along = (grads["W_dec"] * self.W_dec).sum(2, keepdim=True)
-        grads["W_dec"].addcmul_(along, self.W_dec, value=-1)
+        grads["W_dec"].addcmul_(grads["norm"][..., None], self.W_dec, value=-1)
         for parameter, name, members in self.parameters:
             parameter.grad = grads[name][members]
         rates = [lr * one.schedule() for _, one in self.rates for lr in one.lrs]
@@ -139,10 +138,11 @@ def choose(pre: Tensor, k: int) -> Code:
 
 
 def positive(code: Code) -> Code:
-    """Return the code without the entries that are 0."""
-    kept = code.values > 0
-    before = torch.cat([kept.new_zeros(1, dtype=torch.int64), kept.cumsum(0)])
-    return Code(code.values[kept], code.indices[kept], before[code.offsets])
+    """Return a code whose tokens have equally many entries without those that are 0."""
+    positive = code.values > 0
+    kept = positive.nonzero()[:, 0]
+    counts = positive.view(code.tokens, -1).sum(1)
+    return Code(code.values[kept], code.indices[kept], torch.cat([counts.new_zeros(1), counts.cumsum(0)]))
 
 
 def reconstruct(code: Code, W_dec: Tensor) -> Tensor:
@@ -154,16 +154,19 @@ def gradients(code: Code, x: Tensor, grad_x_hat: Tensor, W_enc: Tensor, W_dec: T
     """Return what reaches the weights through a code, as `kernels.with_gradient` and `decode` form it.
 
     W_enc is in rows, like W_dec [members, n_features, d_model]. b_dec gets what it changes in the pre-activations.
+    `norm` is W_dec's gradient along its rows, summed over the entries that it comes from.
     """
     rows, directions = grad_x_hat.flatten(0, 1), W_dec.flatten(0, 1)
     by_feature = ByFeature(code, len(directions))
     grad_pre = by_feature.transpose(products(rows, directions, code) * (code.values > 0))
-    b_enc = sums_by_feature(grad_pre).view(W_dec.shape[:2])
+    values = by_feature.transpose(code.values)
+    b_enc, norm = sums_by_feature(grad_pre), sums_by_feature(values._replace(values=values.values * grad_pre.values))
     return {
         "W_enc": weighted_rows(grad_pre, x.flatten(0, 1)).view_as(W_enc),
-        "b_enc": b_enc,
-        "W_dec": weighted_rows(by_feature.transpose(code.values), rows).view_as(W_dec),
-        "b_dec": -torch.bmm(b_enc[:, None], W_enc)[:, 0],
+        "b_enc": b_enc.view(W_dec.shape[:2]),
+        "W_dec": weighted_rows(values, rows).view_as(W_dec),
+        "b_dec": -torch.bmm(b_enc.view(len(W_dec), 1, -1), W_enc)[:, 0],
+        "norm": norm.view(W_dec.shape[:2]),
     }
 
 

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 from sae_outliers.utils.device import resolve_device
+from sae_outliers.utils.memory import keep_freed_memory
 from tests.benchmarks import (
     diagnosis,
     extraction,
@@ -41,6 +42,7 @@ PARTS = {
 
 def main() -> None:
     arguments = parse()
+    keep_freed_memory()
     plan, device = QUICK if arguments.quick else Plan(), resolve_device(arguments.device)
     facts = machine.description(device) | {"load": machine.load()}
     directory = Path(arguments.results_dir) / "benchmarks"

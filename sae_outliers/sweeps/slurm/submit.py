@@ -15,6 +15,7 @@ from sae_outliers.sweeps.slurm.arrays import Array
 from sae_outliers.sweeps.slurm.profile import Site
 from sae_outliers.sweeps.slurm.task import SlurmTask, task_key
 from sae_outliers.sweeps.task import Task
+from sae_outliers.utils.memory import ENVIRONMENT
 
 MAX_TIMEOUTS = 1000  # times that a task is requeued at its time limit: each time it resumes from its checkpoint
 
@@ -99,6 +100,7 @@ def environment(site: Site, code: Path) -> list[str]:
         f"export PYTHONPATH={path}${{PYTHONPATH:+:$PYTHONPATH}}",
         "export PYTHONSAFEPATH=1  # or else the folder that sbatch was called in would come first",
         "export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$SLURM_CPUS_PER_TASK}",
+        *(f"export {name}=${{{name}:-{value}}}" for name, value in ENVIRONMENT.items()),
         "export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK  # which srun does not take over since SLURM 22.05",
     ]
     if site.scratch:

@@ -1,0 +1,56 @@
+"""Freed memory that is kept: what the system counts as page faults."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from sae_outliers.utils.memory import ENVIRONMENT
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="glibc's")
+
+# 150 tensors of 1 MB made and freed 50 times: the page faults after the first 10 times
+FAULTS = """
+import json, os, resource, subprocess, sys
+from sae_outliers.utils.memory import keep_freed_memory
+{call}
+import torch
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for step in range(50):
+    if step == 10:
+        before = faults()
+    tensors = [torch.ones(250_000) for _ in range(150)]
+    del tensors
+print(json.dumps(faults() - before))
+"""
+
+
+def run(code: str, **variables: str) -> int:
+    environment = {name: value for name, value in os.environ.items() if name not in ENVIRONMENT} | variables
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout)
+
+
+def test_memory_that_a_step_frees_is_not_cleared_again():
+    assert run(FAULTS.format(call="keep_freed_memory()")) < 100
+    assert run(FAULTS.format(call="")) > 1000  # the system's own way, or nothing would be gained
+
+
+CHILD = """keep_freed_memory()
+if len(sys.argv) == 1:
+    own_code = open("/proc/self/cmdline").read().split("\\0")[2]
+    sys.exit(subprocess.run([sys.executable, "-c", own_code, "child"]).returncode)
+"""
+
+
+def test_processes_that_are_started_keep_it_too():
+    assert run(FAULTS.format(call=CHILD)) < 100
+
+
+def test_what_the_environment_says_already_is_left():
+    code = "import json, os\nfrom sae_outliers.utils.memory import *\nkeep_freed_memory()\n"
+    code += "print(json.dumps([os.environ.get(name) for name in ENVIRONMENT]))"
+    assert run(code, THP_MEM_ALLOC_ENABLE="0") == [None, None, "0"]
