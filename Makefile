@@ -30,8 +30,7 @@ help: ## list the targets
 
 demo: weights ## the main job on real weights: all offline layers measured, SAEs trained on two; tables and figures
 	$(RUN) -m 'model=$(MODELS)' experiment=init
-	$(RUN) -m model=offline/smollm2 layer=16 experiment=death_curves
-	$(RUN) -m model=offline/vit_s14 layer=12 experiment=death_curves
+	$(RUN) -m model=offline/smollm2,offline/vit_s14 'layer={smollm2:16,vit_s14:12}' experiment=death_curves
 	$(AGGREGATE)
 
 recovery: weights ## the recovery study, which docs/recovery.md tells of (days; stopped, it goes on where it was)

@@ -166,7 +166,7 @@ class RunConfig:
     centering: CenteringConfig = field(default_factory=CenteringConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
-    # a number, a list of numbers, `middle` or `all`: which runs there are, each of one layer
+    # which runs there are, each of one layer: a number, a list, `middle`, `all`, or one of these for each model's name
     layer: Any = setting(affects="nothing", shared=True, sweep_only=True)
     preprocessing: str = setting("postln", affects="init", shared=True)  # postln (the paper's) or raw
     # bf16_select (sae=topk): a product in bfloat16 names the candidates for the k largest

@@ -34,7 +34,7 @@ def test_one_job_per_model_and_layer_for_all_centerings_from_one_extraction_each
     done = here("sae_outliers.run", *arguments)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "10 job(s) done, 0 finished before, 0 failed" in done.stdout
-    assert "2 task(s) in" in done.stdout  # the extractions
+    assert "12 task(s) in" in done.stdout  # with the extractions
     found = {(r["model"], r["layer"], r["centering"]) for r in records(tmp_path)}
     layers = [("minilm", i) for i in range(1, 7)] + [("sapiens", i) for i in range(1, 5)]
     assert found == {(model, layer, centering) for model, layer in layers for centering in ("off", "on")}
@@ -48,6 +48,16 @@ def test_an_experiment_brings_its_sweep_along_and_the_command_line_narrows_it(he
     done = here("sae_outliers.run", "-m", "model=offline/sapiens", "experiment=init", "layer=2,3", *SMALL)
     assert done.returncode == 0, done.stdout + done.stderr
     assert {(r["layer"], r["centering"]) for r in records(tmp_path)} == {(i, c) for i in (2, 3) for c in ("off", "on")}
+
+
+def test_each_model_of_a_sweep_has_its_own_layers(here: Run, tmp_path: Path) -> None:
+    arguments = ("-m", "model=offline/minilm,offline/sapiens", "train=none", *SMALL)
+    done = here("sae_outliers.run", *arguments, "layer={minilm:5,sapiens:[1,4]}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {(r["model"], r["layer"]) for r in records(tmp_path)} == {("minilm", 5), ("sapiens", 1), ("sapiens", 4)}
+    done = here("sae_outliers.run", *arguments, "layer={minilm:5}")
+    assert done.returncode == 1
+    assert "layer={minilm:5} names no layer of sapiens: add sapiens:<layer>" in done.stdout + done.stderr
 
 
 def test_a_failing_job_and_a_failing_extraction_are_named_and_the_others_go_on(here: Run, tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """Parse the `layer` option."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -16,7 +16,15 @@ def last_layer(model: ModelConfig) -> int:
 
 
 def layers_of(model: ModelConfig, layer: Any) -> list[int]:
-    """Return the layers of the model that `layer` selects. Raise ValueError as `resolve_layers` does."""
+    """Return the layers of the model that `layer` selects, or of a mapping by models' names its own entry.
+
+    Raise ValueError as `resolve_layers` does, or where the mapping does not name the model.
+    """
+    if isinstance(layer, Mapping):
+        if model.name not in layer:
+            named = ",".join(f"{name}:{selected}" for name, selected in layer.items())
+            raise ValueError(f"layer={{{named}}} names no layer of {model.name}: add {model.name}:<layer>")
+        layer = layer[model.name]
     found = _last_or_all(model)
     return resolve_layers(layer, range(model.first_layer, found + 1) if isinstance(found, int) else found)
 

@@ -16,7 +16,7 @@ OVERHEAD = 1e11  # operations that a core does while a task starts and writes it
 
 
 class Live:
-    """Follows the tasks of one launch as they end."""
+    """Follows the tasks of a sweep as they end."""
 
     def __init__(self, tasks: Sequence[Task]) -> None:
         self.tasks = tasks

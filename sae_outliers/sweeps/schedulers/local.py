@@ -11,7 +11,6 @@ import traceback
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from multiprocessing import connection, get_context, parent_process
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -24,6 +23,7 @@ from hydra.core.utils import JobReturn, JobStatus, configure_log, run_job, setup
 from omegaconf import open_dict
 
 from sae_outliers.sweeps.live import Live
+from sae_outliers.sweeps.order import Order
 from sae_outliers.sweeps.scheduler import SCHEDULERS, HydraSweep, InFlight, Queue
 from sae_outliers.sweeps.task import Task
 from sae_outliers.tracking.base import TRACKERS
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from sae_outliers.config import RunConfig
     from sae_outliers.sweeps.plan import Plan
 
+NO_ACTIVATIONS = "no activations: "
 MAX_ERROR_CHARACTERS = 2000  # of an error that goes through the pipe, whose buffer must hold them all
 
 # imported once, by the process that jobs are forked from; pandas writes the files at their end
@@ -44,10 +45,7 @@ Launch = Callable[[Sequence[Sequence[str]], int], Sequence[JobReturn]]  # overri
 
 @SCHEDULERS.register("local")
 class LocalScheduler:
-    """Runs a plan in two phases: extractions, then the jobs whose activations are there.
-
-    `launch` returns when its jobs have ended; by default they run in local processes, and each result is told of.
-    """
+    """Runs a plan in local processes, or by the `launch` of one of Hydra's launchers, which returns at the end."""
 
     detached = False
     after_interrupt = "the same command goes on from there"
@@ -71,12 +69,10 @@ class LocalScheduler:
         return {}
 
     def wait(self, planned: "Plan") -> dict[Task, str]:
-        lacking = {task.store: reason for task, reason in self._run(planned.extractions, 0).items()}
-        failures = {task: f"no activations: {lacking[task.store]}" for task in planned.jobs if task.store in lacking}
-        ready = [task for task in planned.jobs if task.store not in lacking]
-        if failures:  # the numbers, and with them the logs, of those that do run are now others
-            self._number([*planned.extractions, *ready, *failures])
-        return failures | self._run(ready, len(planned.extractions))
+        if self.launch is not None:
+            return self._in_two_phases(planned, self.launch)
+        reasons = LocalProcesses(self.sweep).run(planned.tasks)
+        return _failures(planned.jobs, reasons[len(planned.extractions) :])
 
     def _number(self, tasks: Sequence[Task]) -> None:
         """A task's log is in the folder of its number."""
@@ -84,16 +80,30 @@ class LocalScheduler:
             task.log = str(self.folder / str(number) / "output.log")
         self.save()
 
-    def _run(self, tasks: Sequence[Task], first: int) -> dict[Task, str]:
-        """Launch tasks, numbered from `first` on; return the ones that failed, and why."""
-        launch = self.launch or partial(LocalProcesses(self.sweep).launch, live=Live(tasks))
-        try:
-            returns = launch([list(task.overrides) for task in tasks], first) if tasks else []
-            reasons = {task: _reason(returned) for task, returned in zip(tasks, returns, strict=True)}
-        except Exception as error:  # Submitit's launcher gives up at the first job that was killed
-            reasons = {task: "" if task.is_done() else f"the launcher gave up: {sentence_of(error)}" for task in tasks}
-        # a launcher's word is not enough: SLURM calls a job completed whose Python raised
-        return {t: r or "it left no record" for t, r in reasons.items() if r or not t.is_done()}
+    def _in_two_phases(self, planned: "Plan", launch: Launch) -> dict[Task, str]:
+        """Launch extractions, then the jobs whose activations are there: a launcher returns when all have ended."""
+        lacking = {task.store: reason for task, reason in _launched(launch, planned.extractions, 0).items()}
+        failures = {task: NO_ACTIVATIONS + lacking[task.store] for task in planned.jobs if task.store in lacking}
+        ready = [task for task in planned.jobs if task.store not in lacking]
+        if failures:  # the numbers, and with them the logs, of those that do run are now others
+            self._number([*planned.extractions, *ready, *failures])
+        return failures | _launched(launch, ready, len(planned.extractions))
+
+
+def _launched(launch: Launch, tasks: Sequence[Task], first: int) -> dict[Task, str]:
+    """Launch tasks, numbered from `first` on; return the ones that failed, and why."""
+    try:
+        returns = launch([list(task.overrides) for task in tasks], first) if tasks else []
+        reasons = list(map(_reason, returns))
+    except Exception as error:  # Submitit's launcher gives up at the first job that was killed
+        reasons = ["" if task.is_done() else f"the launcher gave up: {sentence_of(error)}" for task in tasks]
+    return _failures(tasks, reasons)
+
+
+def _failures(tasks: Sequence[Task], reasons: Sequence[str]) -> dict[Task, str]:
+    """Return the tasks that failed, and why. A launcher's word is not enough: SLURM calls Python's errors completed."""
+    told = zip(tasks, reasons, strict=True)
+    return {task: reason or "it left no record" for task, reason in told if reason or not task.is_done()}
 
 
 def _reason(returned: JobReturn) -> str:
@@ -105,10 +115,6 @@ def _reason(returned: JobReturn) -> str:
     except Exception as error:
         return sentence_of(error)
     return "unknown"
-
-
-class JobFailed(ValueError):
-    """Carries the sentence in which a job said what was wrong."""
 
 
 @dataclass
@@ -126,39 +132,50 @@ class LocalProcesses:
         self.sweep = sweep
         self.n_workers: int | None = sweep.config.hydra.launcher.get("n_workers")
 
-    def launch(self, job_overrides: Sequence[Sequence[str]], first: int, live: Live) -> list[JobReturn]:
-        """Run all jobs; a failed one does not stop the others. Ctrl-C stops those that run, then this process.
+    def run(self, tasks: Sequence[Task]) -> list[str]:
+        """Run all tasks, and say what there is to say as they end; return why each failed, '' where it did not.
 
-        `live` is told of each that has ended.
+        A failed one does not stop the others. Ctrl-C stops those that run, then this process.
         """
         hydra = self.sweep.config.hydra
         setup_globals()
         configure_log(hydra.hydra_logging, hydra.verbose)
-        workers = min(self.n_workers or default_workers(), len(job_overrides))
-        libraries = [*PRELOADED, *TRACKERS[self.sweep.config.tracker.name].libraries]
-        print(f"{len(job_overrides)} task(s) in {workers} local process(es) at a time", flush=True)
-        waiting = list(enumerate(job_overrides))[::-1]
+        workers = min(self.n_workers or default_workers(), len(tasks))
+        print(f"{len(tasks)} task(s) in {workers} local process(es) at a time", flush=True)
+        order, live = Order(tasks), Live(tasks)
         running: list[Running] = []
-        returns: dict[int, JobReturn] = {}
+        reasons: dict[int, str] = {}
         try:
-            with Progress("sweep", len(job_overrides), "tasks") as progress:
-                while waiting or running:
-                    for slot in sorted(set(range(workers)) - {r.slot for r in running})[: len(waiting)]:
-                        index, overrides = waiting.pop()
-                        job = self._pickled(list(overrides), first + index)
-                        running.append(_start(index, slot, workers, job, libraries))
+            with Progress("sweep", len(tasks), "tasks") as progress:
+                while len(reasons) < len(tasks):
+                    for slot in sorted(set(range(workers)) - {r.slot for r in running}):
+                        if (index := order.take([r.index for r in running])) is not None:
+                            running.append(self._start(index, slot, workers, tasks[index]))
                     connection.wait([r.process.sentinel for r in running], timeout=1.0)
                     for done in [r for r in running if not r.process.is_alive()]:
                         running.remove(done)
-                        returns[done.index] = _returned(done)
+                        reason = reasons[done.index] = _error(done)
+                        for lost in order.ended(done.index, failed=bool(reason)):
+                            reasons[lost] = NO_ACTIVATIONS + reason
                         progress.say(live.ended(done.index))
-                    failed = sum(r.status == JobStatus.FAILED for r in returns.values())
+                    failed = sum(map(bool, reasons.values()))
                     notes = (f"{failed} failed" if failed else "", live.time_left(progress.seconds))
-                    progress.update(len(returns), ", ".join(filter(None, notes)))
+                    progress.update(len(reasons), ", ".join(filter(None, notes)))
         finally:
             for r in running:
                 r.process.terminate()
-        return [returns[i] for i in range(len(job_overrides))]
+        return [reasons[i] for i in range(len(tasks))]
+
+    def _start(self, index: int, slot: int, workers: int, task: Task) -> Running:
+        context = get_context("forkserver")
+        context.set_forkserver_preload([*PRELOADED, *TRACKERS[self.sweep.config.tracker.name].libraries])
+        receiver, sender = context.Pipe(duplex=False)
+        job = self._pickled(list(task.overrides), index)
+        with _not_main():
+            process = context.Process(target=_run, args=(job, slot, threads_each(workers), sender), daemon=True)
+            process.start()
+        sender.close()
+        return Running(index, slot, process, receiver)
 
     def _pickled(self, overrides: list[str], number: int) -> bytes:
         """Return all that a child needs to run job `number`."""
@@ -168,18 +185,6 @@ class LocalProcesses:
             config.hydra.job.id = str(number)
             config.hydra.job.num = number
         return cloudpickle.dumps((context, self.sweep.task_function, config, Singleton.get_state()))
-
-
-def _start(index: int, slot: int, workers: int, job: bytes, libraries: list[str]) -> Running:
-    context = get_context("forkserver")
-    context.set_forkserver_preload(libraries)
-    receiver, sender = context.Pipe(duplex=False)
-    threads = threads_each(workers)
-    with _not_main():
-        process = context.Process(target=_run, args=(job, slot, threads, sender), daemon=True)
-        process.start()
-    sender.close()
-    return Running(index, slot, process, receiver)
 
 
 @contextmanager
@@ -211,16 +216,13 @@ def default_workers() -> int:
     return torch.cuda.device_count() or os.cpu_count() or 1
 
 
-def _returned(done: Running) -> JobReturn:
+def _error(done: Running) -> str:
+    """Return the error text of a process that has ended."""
     done.process.join()
-    returned = JobReturn()
     try:
-        error = done.result.recv()
+        return done.result.recv()
     except EOFError:  # it was killed before it could send anything
-        error = f"its process ended with exit code {done.process.exitcode}"
-    returned.status = JobStatus.FAILED if error else JobStatus.COMPLETED
-    returned.return_value = JobFailed(error) if error else None
-    return returned
+        return f"its process ended with exit code {done.process.exitcode}"
 
 
 def _run(pickled: bytes, slot: int, threads: int, result: Connection) -> None:
