@@ -4,12 +4,12 @@ PYTHON ?= python3
 PYTEST = .venv/bin/python -m pytest
 CACHE = $(or $(SAE_OUTLIERS_CACHE),$(HOME)/.cache/sae_outliers)
 MODELS = glob(offline/*,exclude=offline/spliceai)
-RECOVERY = smollm2:16 minilm:5 antiberty:8 sapiens:4 vit_s14:12 efficientnet_lite0:16
+RECOVERY = smollm2:16,minilm:5,antiberty:8,sapiens:4,vit_s14:12,efficientnet_lite0:16
 WEIGHTS = .venv/.weights
 PEERS = .venv-peers/.installed
 ifeq ($(SPLICEAI),yes)
 MODELS = glob(offline/*)
-RECOVERY += spliceai:12
+RECOVERY := $(RECOVERY),spliceai:12
 WEIGHTS += .venv/.spliceai
 PEERS += .venv-peers/.spliceai
 endif
@@ -34,8 +34,7 @@ demo: weights ## the main job on real weights: all offline layers measured, SAEs
 	$(AGGREGATE)
 
 recovery: weights ## the recovery study, which docs/recovery.md tells of (days; stopped, it goes on where it was)
-	for layer in $(RECOVERY); do \
-		$(RUN) -m experiment=recovery results_dir=results/recovery model=offline/$${layer%:*} layer=$${layer#*:}; done
+	$(RUN) -m experiment=recovery results_dir=results/recovery 'model=$(MODELS)' 'layer={$(RECOVERY)}'
 	$(RUN) -m experiment=planted results_dir=results/recovery model=offline/minilm layer=5
 	$(RUN) -m experiment=planted results_dir=results/recovery model=synthetic/sparse layer=1 \
 		data.rescale_mean=0.5,1,2,5,15,30
@@ -44,9 +43,8 @@ recovery: weights ## the recovery study, which docs/recovery.md tells of (days; 
 	$(AGGREGATE) results_dir=results/recovery/synthetic 'by=[planted_gamma]'
 	$(RUN) -m experiment=recovery_long results_dir=results/recovery/long
 	$(AGGREGATE) results_dir=results/recovery/long 'by=[planted_gamma]'
-	for layer in minilm:5 smollm2:16 vit_s14:12; do \
-		$(RUN) -m experiment=recovery_scale results_dir=results/recovery/scale \
-			model=offline/$${layer%:*} layer=$${layer#*:}; done
+	$(RUN) -m experiment=recovery_scale results_dir=results/recovery/scale \
+		model=offline/minilm,offline/smollm2,offline/vit_s14 'layer={minilm:5,smollm2:16,vit_s14:12}'
 	$(AGGREGATE) results_dir=results/recovery/scale 'by=[input_scale]'
 	$(RUN) -m experiment=recovery_learning_rate results_dir=results/recovery/learning_rate
 	$(AGGREGATE) results_dir=results/recovery/learning_rate 'by=[lr]'
