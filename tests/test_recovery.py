@@ -400,6 +400,33 @@ def test_the_bias_is_drawn_over_the_steps_of_plain_and_frozen_runs_of_a_planted_
     assert not {"bias_takes_over", "death_pathways"} & set(drawn(tmp_path / "older"))
 
 
+def test_each_input_scale_has_a_panel_with_the_bias_s_half_and_the_centered_run(tmp_path: Path) -> None:
+    shown = {"step": [0, 500, 1000], "mean_in_bias": [0, 0.25, 0.75], "dead_pct_relu": [10, 30, 20]}
+    curve = make_curve([80, 60, 40]).assign(**shown, mean_in_features=0.0, always_on=0)
+    runs = (
+        {"input_scale": "none"},
+        {"input_scale": "unit"},
+        {"input_scale": "unit", "centering": "on"},
+        {"input_scale": "unit", "planted_gamma": 5.0},
+    )
+    for i, changes in enumerate(runs):
+        store_run(
+            tmp_path, make_record(run_id=str(i), **trained(mean_in_bias=0.75) | {"planted_gamma": 2.0} | changes), curve
+        )
+    figure = drawn(tmp_path)["input_scales"]
+    paper, unit = figure.axes
+    assert (paper.get_title(loc="left"), unit.get_title(loc="left")) == (
+        "Tokens: as they are", "Tokens: mean square 1",
+    )  # fmt: skip
+    lines = [line for line in unit.lines if len(line.get_xdata()) == 3]
+    assert sorted(line.get_linestyle() for line in lines) == ["-", "-", ":"]
+    assert [len(axes.lines) for axes in (paper, unit)] == [2, 6]  # a dot each: all four have come to half
+    dot = next(line for line in paper.lines if line.get_marker() == "o")
+    assert dot.get_xydata().tolist() == [[750, 25]]
+    store_conditions(tmp_path / "older", "a", planted_gamma=2.0)  # whose records do not name a scale
+    assert "input_scales" not in drawn(tmp_path / "older")
+
+
 def test_steps_to_half_of_the_mean_are_of_runs_whose_bias_began_without_it(tmp_path: Path) -> None:
     shares = {"halfway": [0, 0.25, 0.75], "never": [0, 0.1, 0.2], "began": [0.4, 0.5, 1.0], "turned": [0, 1.5, 0.2]}
     for name, share in shares.items():

@@ -69,7 +69,7 @@ def draw(curves: pd.DataFrame, panels: dict[str, Column]) -> Figure:
         axes.set(title=title, xlabel="training steps")
         axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
         _steps_axis(axes, curves)
-    figure.legend(handles=_keys(curves, colors), loc="outside upper center", ncols=len(gammas) + len(DASHES))
+    figure.legend(handles=_keys(curves, colors), loc="outside upper center", ncols=min(len(gammas) + len(DASHES), 7))
     return figure
 
 

@@ -25,6 +25,10 @@ def draw(runs: pd.DataFrame) -> Figure:
     axes = figure.subplots()
     line_per_condition(axes, runs, "planted_gamma", "mmcs")
     gamma_axis(axes, runs["planted_gamma"])
-    axes.set(xlabel="planted γ", title="True features found (MMCS) after training")
+    axes.set(
+        xticks=sorted(runs["planted_gamma"].unique()),
+        xlabel="planted γ",
+        title="True features found (MMCS) after training",
+    )
     figure.legend(loc="outside upper center", ncols=2)
     return figure
