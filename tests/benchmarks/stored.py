@@ -152,7 +152,10 @@ def planted_at(rows: Rows, gamma: float) -> Rows:
 def change_of_gamma(exact: Rows, stored: Rows) -> float:
     """Return by how much γ of the rows changes, relatively; infinity where nothing that varies is left."""
     before, after = (moments(x[~special] for x, special in rows) for rows in (exact, stored))
-    return abs(after.gamma / before.gamma - 1) if after.variance.any() else math.inf
+    try:
+        return abs(after.gamma / before.gamma - 1)
+    except ValueError:  # γ is not defined of it
+        return math.inf
 
 
 def trained(model: str, layer: int, folder: Path) -> Iterator[dict[str, Any]]:

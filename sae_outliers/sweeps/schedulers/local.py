@@ -71,7 +71,7 @@ class LocalScheduler:
     def wait(self, planned: "Plan") -> dict[Task, str]:
         if self.launch is not None:
             return self._in_two_phases(planned, self.launch)
-        reasons = LocalProcesses(self.sweep).run(planned.tasks)
+        reasons = LocalProcesses(self.sweep).run(planned.tasks) if planned.tasks else []
         return _failures(planned.jobs, reasons[len(planned.extractions) :])
 
     def _number(self, tasks: Sequence[Task]) -> None:
@@ -154,10 +154,11 @@ class LocalProcesses:
                     connection.wait([r.process.sentinel for r in running], timeout=1.0)
                     for done in [r for r in running if not r.process.is_alive()]:
                         running.remove(done)
-                        reason = reasons[done.index] = _error(done)
-                        for lost in order.ended(done.index, failed=bool(reason)):
-                            reasons[lost] = NO_ACTIVATIONS + reason
-                        progress.say(live.ended(done.index))
+                        reason = _error(done)
+                        lost = order.ended(done.index, failed=bool(reason))
+                        reasons |= {done.index: reason} | dict.fromkeys(lost, NO_ACTIVATIONS + reason)
+                        for index in (done.index, *lost):
+                            progress.say(live.ended(index))
                     failed = sum(map(bool, reasons.values()))
                     notes = (f"{failed} failed" if failed else "", live.time_left(progress.seconds))
                     progress.update(len(reasons), ", ".join(filter(None, notes)))
