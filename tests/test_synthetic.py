@@ -5,6 +5,7 @@ from sae_outliers.activations.capture import capture
 from sae_outliers.data.synthetic import Numbers
 from sae_outliers.models.other.synthetic import load
 from sae_outliers.stats.moments import moments
+from tests.conftest import Run
 
 SIZES = {"d_model": 64, "n_directions": 256, "active": 8, "outlier_dims": 2, "positions": 128}
 
@@ -39,3 +40,11 @@ def test_tokens_are_sparse_sums_of_the_directions() -> None:
 def test_an_items_tokens_follow_from_its_number_and_other_seeds_have_other_items() -> None:
     assert torch.equal(tokens(1.0, items=3), tokens(1.0, items=3))
     assert not torch.equal(tokens(1.0, seed=0, items=1), tokens(1.0, seed=1, items=1))
+
+
+@pytest.mark.parametrize(("seed", "warned"), [(0, True), (1, False)])
+def test_a_run_whose_sae_begins_at_the_true_features_says_so(here: Run, seed: int, warned: bool) -> None:
+    small = ("layer=1", "train=none", "n_eval=300", "sae.n_features=512", "sae.k=8", "tracker=none")
+    done = here("sae_outliers.run", "model=synthetic/small", f"sae_seed={seed}", *small)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert ("begins at the true features of synthetic_small" in done.stdout + done.stderr) == warned
