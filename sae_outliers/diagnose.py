@@ -24,7 +24,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from sae_outliers.diagnosis.api import diagnose
-from sae_outliers.utils.boundary import one_sentence
+from sae_outliers.utils.boundary import one_sentence, shows_help
 from sae_outliers.utils.memory import keep_freed_memory
 
 if TYPE_CHECKING:
@@ -69,8 +69,7 @@ class Request:
 
 
 def main(arguments: Sequence[str]) -> None:
-    if any(argument in ("-h", "--help") for argument in arguments):
-        print((__doc__ or "").rpartition("\n\n")[0])
+    if shows_help(arguments, (__doc__ or "").rpartition("\n\n")[0]):
         return
     from sae_outliers.diagnosis.result import ModelDiagnosis
 

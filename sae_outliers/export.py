@@ -23,7 +23,7 @@ from safetensors import safe_open
 from sae_outliers.sae.base import type_named
 from sae_outliers.sae.export.base import EXPORTERS, export, preprocessing_note
 from sae_outliers.sae.io import load_sae
-from sae_outliers.utils.boundary import one_sentence
+from sae_outliers.utils.boundary import one_sentence, shows_help
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,8 @@ class Request:
 
 
 def main(arguments: Sequence[str]) -> None:
-    print(export_run(parse(arguments)))
+    if not shows_help(arguments, __doc__):
+        print(export_run(parse(arguments)))
 
 
 def parse(arguments: Sequence[str]) -> Request:

@@ -32,7 +32,7 @@ from sae_outliers.sweeps.throughput import (
     seconds_left,
 )
 from sae_outliers.sweeps.trusted import check_command
-from sae_outliers.utils.boundary import one_sentence, visible
+from sae_outliers.utils.boundary import one_sentence, shows_help, visible
 from sae_outliers.utils.instantiate import ONLY_NAMED
 from sae_outliers.utils.progress import duration
 
@@ -48,6 +48,8 @@ class StatusConfig:
 
 
 def main(arguments: Sequence[str]) -> None:
+    if shows_help(arguments, __doc__):
+        return
     config: Any = OmegaConf.merge(OmegaConf.structured(StatusConfig), OmegaConf.from_cli(list(arguments)))
     results_dir = Path(config.results_dir)
     if config.retry:

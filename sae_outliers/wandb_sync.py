@@ -17,7 +17,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from sae_outliers.utils.boundary import one_sentence
+from sae_outliers.utils.boundary import one_sentence, shows_help
 from sae_outliers.utils.files import is_locked
 
 HEADER = 7  # bytes with which W&B's files begin
@@ -31,6 +31,8 @@ class SyncConfig:
 
 
 def main(arguments: Sequence[str]) -> None:
+    if shows_help(arguments, __doc__):
+        return
     config: Any = OmegaConf.merge(OmegaConf.structured(SyncConfig), OmegaConf.from_cli(list(arguments)))
     files = to_upload(Path(config.results_dir))
     print(f"{len(files)} offline run(s) below {config.results_dir}/wandb to upload", flush=True)

@@ -96,3 +96,11 @@ def test_ctrl_c_ends_a_single_run_in_a_sentence(tmp_path: Path) -> None:
     assert running.returncode == 130
     assert "interrupted: what is finished is kept, and the same command goes on from there" in said
     assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("command", ["diagnose", "status", "export", "models", "wandb_sync"])
+def test_help_shows_how_a_command_is_called(here: Run, command: str) -> None:
+    for flag in ("-h", "--help"):
+        done = here(f"sae_outliers.{command}", flag)
+        assert done.returncode == 0
+        assert done.stdout.startswith(f"python -m sae_outliers.{command}")

@@ -1,6 +1,6 @@
 """python -m sae_outliers.models: the models that there are configs of, and whether what loads them is installed."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ import yaml
 from tabulate import tabulate
 
 from sae_outliers.paths import CONF, PAPER_MODELS, user_conf
+from sae_outliers.utils.boundary import shows_help
 from sae_outliers.utils.package_cache import install_command
 
 DOMAINS = ("language", "genomic", "protein", "vision")  # the paper's, in its order
@@ -16,8 +17,9 @@ SOURCES = ("paper", "package", "yours")
 PROJECT_FOLDERS = {"offline": "package", "synthetic": None}  # of conf/model/; synthetic activations are no model
 
 
-def main() -> None:
-    print(tabulate(rows(), headers="keys", missingval=""))
+def main(arguments: Sequence[str]) -> None:
+    if not shows_help(arguments, __doc__):
+        print(tabulate(rows(), headers="keys", missingval=""))
 
 
 def rows() -> list[dict[str, Any]]:

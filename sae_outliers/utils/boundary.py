@@ -4,7 +4,7 @@ import errno
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from omegaconf.errors import OmegaConfBaseException
@@ -39,6 +39,14 @@ def one_sentence() -> Iterator[None]:
         sys.exit(1)
     finally:
         os.environ.pop(SHOW_TRACEBACK, None)
+
+
+def shows_help(arguments: Sequence[str], text: str | None) -> bool:
+    """Print the text of a command's help where the arguments ask for it; return whether they do."""
+    asked = any(argument in ("-h", "--help") for argument in arguments)
+    if asked:
+        print((text or "").strip())
+    return asked
 
 
 @contextmanager
