@@ -1,7 +1,7 @@
 """Memory that is freed and asked for again, as in every training step: kept, and in huge pages.
 
 By default glibc gives large blocks back to the system, which then clears each of their pages (of 4 KiB) when it hands
-them out anew. This took 10 % of a step of a stack of small SAEs, and 20 % of one of d_model 4096 (results/benchmarks).
+them out anew. That took 10 % of a step of twenty small SAEs, and 15 % of one of d_model 4096.
 """
 
 import ctypes
