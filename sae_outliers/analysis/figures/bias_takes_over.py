@@ -13,7 +13,7 @@ from matplotlib.ticker import EngFormatter
 from sae_outliers.analysis.conditions import CONDITIONS
 from sae_outliers.analysis.figures import figure
 from sae_outliers.analysis.figures.over_seeds import line_over_seeds
-from sae_outliers.analysis.figures.style import COLORMAP, STYLE
+from sae_outliers.analysis.figures.style import STYLE, gamma_colors
 from sae_outliers.analysis.inputs import Inputs
 
 Column = str | Callable[[pd.DataFrame], pd.Series]
@@ -59,8 +59,7 @@ def of_the_bias(curves: pd.DataFrame) -> pd.DataFrame:
 @mpl.rc_context(STYLE)
 def draw(curves: pd.DataFrame, panels: dict[str, Column]) -> Figure:
     """Draw a panel for each of `panels` over the steps: a colour for each γ, dotted where b_dec is frozen."""
-    gammas = sorted(curves["planted_gamma"].unique())
-    colors = {gamma: COLORMAP(i / max(1, len(gammas) - 1)) for i, gamma in enumerate(gammas)}
+    colors = gamma_colors(curves["planted_gamma"])
     figure = Figure(figsize=(2.8 * max(len(panels), 3), 3.2), layout="constrained")
     for axes, (title, column) in zip(figure.subplots(1, len(panels), sharex=True), panels.items(), strict=True):
         for (gamma, condition), points in curves.groupby(["planted_gamma", "condition"]):
@@ -69,7 +68,7 @@ def draw(curves: pd.DataFrame, panels: dict[str, Column]) -> Figure:
         axes.set(title=title, xlabel="training steps")
         axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
         _steps_axis(axes, curves)
-    figure.legend(handles=_keys(curves, colors), loc="outside upper center", ncols=min(len(gammas) + len(DASHES), 7))
+    figure.legend(handles=_keys(curves, colors), loc="outside upper center", ncols=min(len(colors) + len(DASHES), 7))
     return figure
 
 

@@ -13,7 +13,7 @@ from matplotlib.ticker import EngFormatter
 from sae_outliers.analysis.conditions import CONDITIONS
 from sae_outliers.analysis.figures import figure
 from sae_outliers.analysis.figures.over_seeds import line_over_seeds
-from sae_outliers.analysis.figures.style import COLORMAP, STYLE
+from sae_outliers.analysis.figures.style import STYLE, gamma_colors
 from sae_outliers.analysis.inputs import Inputs
 
 SCALES = {"none": "as they are", "sqrt_d": "norm √d_model", "unit": "mean square 1"}  # what tokens are given as
@@ -35,8 +35,7 @@ def input_scales(inputs: Inputs) -> Figure | None:
 @mpl.rc_context(STYLE)
 def draw(points: pd.DataFrame) -> Figure:
     """Draw a row for each model's layer, a column for each scale: a colour for each γ, dotted where it is centered."""
-    gammas = sorted(points["planted_gamma"].unique())
-    colors = {gamma: COLORMAP(i / max(1, len(gammas) - 1)) for i, gamma in enumerate(gammas)}
+    colors = gamma_colors(points["planted_gamma"])
     scales = [scale for scale in SCALES if (points["input_scale"] == scale).any()]
     layers = list(points.groupby(["model", "layer"]))
     figure = Figure(figsize=(2.8 * len(scales), 0.6 + 2.1 * len(layers)), layout="constrained")
@@ -50,7 +49,7 @@ def draw(points: pd.DataFrame) -> Figure:
         axes.set_title(f"Tokens: {SCALES[scale]}")
     for axes in grid[-1]:
         axes.set_xlabel("training steps")
-    figure.legend(handles=_keys(points, colors), loc="outside upper center", ncols=len(gammas) + 3)
+    figure.legend(handles=_keys(points, colors), loc="outside upper center", ncols=len(colors) + 3)
     return figure
 
 

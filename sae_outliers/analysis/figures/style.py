@@ -42,6 +42,12 @@ def domain_color(domain: str) -> str:
     return COLORS.get(domain, "0.35")
 
 
+def gamma_colors(gamma: pd.Series) -> dict[Any, Any]:
+    """Return a colour for each value of γ, from the lowest on."""
+    values = sorted(gamma.unique())
+    return {value: COLORMAP(i / max(1, len(values) - 1)) for i, value in enumerate(values)}
+
+
 def gamma_limits(gamma: pd.Series) -> tuple[float, float]:
     positive = gamma[gamma > 0]
     return 0.85 * float(positive.min()), 1.15 * float(positive.max())
