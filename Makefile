@@ -37,7 +37,7 @@ recovery: weights ## the recovery study, which docs/recovery.md tells of (days; 
 	$(RUN) -m experiment=recovery results_dir=results/recovery 'model=$(MODELS)' 'layer={$(RECOVERY)}'
 	$(RUN) -m experiment=planted results_dir=results/recovery model=offline/minilm layer=5
 	$(RUN) -m experiment=planted results_dir=results/recovery model=synthetic/sparse layer=1 \
-		sae_seed=1 data.rescale_mean=0.5,1,2,5,15,30
+		data.rescale_mean=0.5,1,2,5,15,30
 	$(AGGREGATE) results_dir=results/recovery allow_mixed=true
 	$(RUN) -m experiment=recovery_synthetic results_dir=results/recovery/synthetic
 	$(AGGREGATE) results_dir=results/recovery/synthetic 'by=[planted_gamma]'

@@ -1,6 +1,5 @@
 """A run before its first step: what its SAE is given, the SAE, and the fates of its features at initialisation."""
 
-import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,21 +17,14 @@ from sae_outliers.sae.evaluation import (
     alignment,
     count_fates,
     fate_counter,
-    mmcs,
     pre_activations_of,
 )
 from sae_outliers.sae.initialization import initialise
-from sae_outliers.sae.io import folded_decoder, folded_encoder
+from sae_outliers.sae.io import folded_encoder
 from sae_outliers.sae.shared_product import SharedProduct
 from sae_outliers.stats.moments import Moments
 from sae_outliers.stats.transforms import CENTERINGS, INPUT_SCALES, Affine
 from sae_outliers.utils.instantiate import instantiate
-
-BEGINS_AT_TRUTH = 0.9  # mean max cosine similarity with the true features; random directions in 64 dimensions have 0.4
-TAKE_ANOTHER_SEED = (
-    "the SAE of sae_seed=%s begins at the true features of %s: take another seed, or training finds nothing"
-)
-log = logging.getLogger(__name__)
 
 Tokens = Callable[[], Iterator[Tensor]]  # a fresh pass over the preprocessed evaluation tokens, [tokens, d_model]
 
@@ -177,12 +169,9 @@ def set_up(
     sae_input = tokens.mapped(centering.shift, centering.linear, centering.scale)
     if sae is None:
         sae = _initialised(cfg, sae_input, device, lambda x: centering.apply(x if shift is None else x + shift), read)
-    true_features = true_features_of(cfg)
-    if true_features is not None and mmcs(folded_decoder(sae, centering), true_features.to(device)) > BEGINS_AT_TRUTH:
-        log.warning(TAKE_ANOTHER_SEED, sae_seed_of(cfg.seed, cfg.sae_seed), cfg.model.name)
     off_center = sae_input.mean - sae.b_dec.detach()
     return RunSetup(
-        cfg, layer, directory, severity, device, true_features, shift, tokens, centering, sae_input, sae,
+        cfg, layer, directory, severity, device, true_features_of(cfg), shift, tokens, centering, sae_input, sae,
         fates=fate_counter(sae),
         alignment=_alignment(sae, centering, tokens),
         gamma_sae_input=(off_center.norm() / sae_input.variance.sum().sqrt()).item(),

@@ -17,7 +17,8 @@ class SparseSums(nn.Module):
     A token is the sum of `active` of the `n_directions` unit directions, with exponentially distributed coefficients,
     plus the mean, which lies in the first `outlier_dims` dimensions. Direction i is drawn with a probability of about
     1 / sqrt(i + 1). Without the mean, the norm of a token is near `spread`, by default d_model as after the paper's
-    preprocessing; the norm of the mean is `gamma` times that.
+    preprocessing; the norm of the mean is `gamma` times that. An SAE whose seed is the network's `seed` draws the same
+    directions and begins at the true features: take one that no SAE has.
     """
 
     def __init__(
@@ -28,10 +29,11 @@ class SparseSums(nn.Module):
         outlier_dims: int,
         gamma: float,
         positions: int,
+        seed: int,
         spread: float | None = None,
     ) -> None:
         super().__init__()
-        rng = torch.Generator().manual_seed(0)
+        rng = torch.Generator().manual_seed(seed)
         self.active, self.positions = active, positions
         directions = torch.randn(n_directions, d_model, generator=rng)
         spread = d_model if spread is None else spread
