@@ -1,3 +1,5 @@
+from bisect import bisect_left
+
 import pytest
 import torch
 from torch import Tensor
@@ -149,6 +151,18 @@ def test_the_transposed_code_adds_up_a_feature_chosen_by_many_tokens_and_leaves_
     product = weighted_rows(transposed, torch.tensor([[1.0, 10.0], [2.0, 20.0]]))
     assert product.tolist() == [[2, 20], [0, 0], [7, 70], [8, 80], [0, 0]]
     assert sums_by_feature(transposed).tolist() == [2, 0, 4, 4, 0]
+
+
+@pytest.mark.parametrize("n", [3, 1000, 1 << 16, (1 << 16) + 1])  # the last is sorted by torch, the others by numpy
+@pytest.mark.parametrize("entries", [0, 1, 5000])
+def test_entries_are_put_in_the_order_of_features_and_of_tokens_within_one(n: int, entries: int) -> None:
+    rng = torch.Generator().manual_seed(n)
+    indices, tokens = torch.randint(n, (entries,), generator=rng), torch.arange(entries + 1)
+    by_feature = ByFeature(Code(torch.zeros(entries), indices, tokens), n)
+    assert by_feature.order.tolist() == sorted(range(entries), key=lambda i: (indices[i].item(), i))
+    assert by_feature.tokens.tolist() == by_feature.order.tolist()  # an entry for each token
+    ordered = indices[by_feature.order].tolist()
+    assert by_feature.offsets.tolist() == [bisect_left(ordered, feature) for feature in range(n + 1)]
 
 
 @pytest.mark.parametrize("d", [256, 300])

@@ -65,29 +65,28 @@ class ByFeature:
         self.indices, self.token_offsets, self.n_features = code.indices, code.offsets, n_features
 
     @cached_property
-    def _sorted(self) -> tuple[Tensor, Tensor]:
-        keys = self.indices.to(torch.int32)  # half the time of 64 bits
-        return torch.sort(keys, stable=True)
-
-    @property
     def order(self) -> Tensor:
         """Return the entries in that order, int64 [entries]."""
-        return self._sorted[1]
+        if self.indices.device.type == "cpu" and self.n_features <= 1 << 16:
+            # numpy sorts 16 bits by radix: a tenth of torch's time for 20,000 entries, half of it for more
+            return torch.from_numpy(np.argsort(self.indices.numpy().astype(np.uint16), kind="stable"))
+        return torch.sort(self.indices.to(torch.int32), stable=True)[1]  # half the time of 64 bits
 
     @cached_property
     def tokens(self) -> Tensor:
         """Return the token of each entry in that order, int64 [entries]."""
-        return torch.repeat_interleave(self.token_offsets.diff(), output_size=len(self.order))[self.order]
+        tokens = torch.repeat_interleave(self.token_offsets.diff(), output_size=len(self.order))
+        return looked_up(tokens, self.order)
 
     @cached_property
     def offsets(self) -> Tensor:
         """Return where each feature's entries begin, and the last ones end, int64 [n_features + 1]."""
-        features = torch.arange(self.n_features + 1, dtype=torch.int32, device=self.indices.device)
-        return torch.searchsorted(self._sorted[0], features)
+        counts = torch.zeros(self.n_features + 1, dtype=torch.int64, device=self.indices.device)
+        return counts.scatter_add_(0, self.indices + 1, torch.ones_like(self.indices)).cumsum(0)
 
     def transpose(self, values: Tensor) -> Code:
         """Return the code's transpose, [n_features, tokens], with the values [entries] of its entries."""
-        return Code(values[self.order], self.tokens, self.offsets)
+        return Code(looked_up(values, self.order), self.tokens, self.offsets)
 
 
 def rows_of_k(values: Tensor, indices: Tensor) -> Code:
@@ -103,6 +102,11 @@ def count(indices: Tensor, chosen: Tensor, n_features: int) -> Tensor:
     """
     counts = torch.zeros(n_features, dtype=torch.int64, device=indices.device)
     return counts.scatter_add_(0, indices.flatten(), chosen.flatten().long())
+
+
+def looked_up(table: Tensor, indices: Tensor) -> Tensor:
+    """Return `table[indices]` of a table [n], in a quarter of the time on a CPU."""
+    return table.index_select(0, indices.flatten()).view_as(indices)
 
 
 # --- choosing ---------------------------------------------------------------------------------------------
@@ -123,7 +127,10 @@ def largest(pre: Tensor, k: int) -> tuple[Tensor, Tensor]:
     pools = largest(pooled.amax(1), k)[1]
     candidates = pooled.gather(2, pools[:, None].expand(-1, pool, -1)).view(tokens, pool * k)
     values, places = largest(candidates, k)
-    return values, places // k * (n // pool) + pools.gather(1, places % k)
+    place = torch.arange(pool * k, device=pre.device)  # looked up, because to divide integers takes longer
+    first = torch.arange(0, tokens * k, k, device=pre.device)[:, None]
+    chosen_pools = looked_up(pools.flatten(), looked_up(place % k, places) + first)
+    return values, looked_up(place // k * (n // pool), places) + chosen_pools
 
 
 def _ranked(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -136,7 +143,7 @@ def _ranked(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
         return values.topk(k, dim=1, sorted=False)
     chosen = torch.from_numpy(places).view(-1, k)
     first = torch.arange(0, values.numel(), values.shape[1])
-    return values.flatten()[chosen], chosen - first[:, None]
+    return looked_up(values.flatten(), chosen), chosen - first[:, None]
 
 
 def pre_activation_chunks(x: Tensor, W_enc: Tensor, b_enc: Tensor) -> Iterator[Tensor]:
@@ -181,7 +188,7 @@ def choose_topk(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, precision: str 
     width = min(k + EXTRA_CANDIDATES, W_enc.shape[1])
     candidates = torch.cat([largest(pre, width)[1] for pre in bfloat16_chunks(x, W_enc, b_enc)])
     code = rows_of_k(x.new_empty(candidates.shape), candidates)
-    exact = (products(x, W_enc.T, code) + b_enc[code.indices]).view_as(candidates)
+    exact = (products(x, W_enc.T, code) + looked_up(b_enc, code.indices)).view_as(candidates)
     values, places = exact.topk(k, dim=1, sorted=False)
     return rows_of_k(values, candidates.gather(1, places))
 
@@ -204,7 +211,7 @@ def choose_batch_topk(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int) -> Code:
             break
     kept = values.topk(wanted, sorted=False).indices.sort().values
     offsets = torch.searchsorted(torch.cat(tokens)[kept], torch.arange(len(x) + 1, device=x.device))
-    return Code(values[kept], indices[kept], offsets)
+    return Code(looked_up(values, kept), looked_up(indices, kept), offsets)
 
 
 def _floor(pre: Tensor, k: int, enough: float) -> Tensor:

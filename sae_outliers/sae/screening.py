@@ -15,6 +15,7 @@ from torch import Tensor
 from sae_outliers.sae.kernels import (
     bfloat16_chunks,
     largest,
+    looked_up,
     pre_activation_chunks,
     products,
     rows_of_k,
@@ -60,7 +61,7 @@ def screened(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int) -> Iterator[Select
         part = x[first : first + len(rough)]
         first += len(rough)
         guesses, candidates = largest(rough, width)
-        exact = products(part, W_enc.T, rows_of_k(guesses, candidates)) + b_enc[candidates.flatten()]
+        exact = products(part, W_enc.T, rows_of_k(guesses, candidates)) + looked_up(b_enc, candidates.flatten())
         exact = exact.view_as(guesses)
         may_be_off = SAFETY * (exact - guesses).square().mean(1).sqrt()
         values, places = largest(exact, k)

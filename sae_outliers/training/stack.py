@@ -15,7 +15,16 @@ from torch import Tensor, nn
 
 from sae_outliers.sae.architectures.topk import TopK
 from sae_outliers.sae.base import StepOutput
-from sae_outliers.sae.kernels import ByFeature, Code, largest, products, rows_of_k, sums_by_feature, weighted_rows
+from sae_outliers.sae.kernels import (
+    ByFeature,
+    Code,
+    largest,
+    looked_up,
+    products,
+    rows_of_k,
+    sums_by_feature,
+    weighted_rows,
+)
 from sae_outliers.training.revival import AuxK, Revival
 from sae_outliers.training.trainer import Trainer
 
@@ -142,7 +151,8 @@ def positive(code: Code) -> Code:
     positive = code.values > 0
     kept = positive.nonzero()[:, 0]
     counts = positive.view(code.tokens, -1).sum(1)
-    return Code(code.values[kept], code.indices[kept], torch.cat([counts.new_zeros(1), counts.cumsum(0)]))
+    offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+    return Code(looked_up(code.values, kept), looked_up(code.indices, kept), offsets)
 
 
 def reconstruct(code: Code, W_dec: Tensor) -> Tensor:
