@@ -3,6 +3,7 @@
 import matplotlib as mpl
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from sae_outliers.analysis.clock import predicted_steps, timed_runs
 from sae_outliers.analysis.figures import figure
@@ -35,6 +36,10 @@ def draw(runs: pd.DataFrame) -> Figure:
     by_law.plot(ends, ends, c="0.5", lw=1, ls="--", zorder=0)
     for axes, label in ((by_ratio, "max|μ_i| / lr"), (by_law, "theory.bias_half_time")):
         axes.set(xscale="log", yscale="log", xlabel=label)
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(LogLocator(subs=(1, 3)))
+            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+            axis.set_minor_formatter(NullFormatter())
     by_ratio.set_ylabel("steps until b_dec holds half of the mean")
     figure.legend(*by_ratio.get_legend_handles_labels(), loc="outside upper center", ncols=3)
     return figure
