@@ -50,6 +50,8 @@ recovery: weights ## the recovery study, which docs/recovery.md tells of (days; 
 	$(AGGREGATE) results_dir=results/recovery/learning_rate 'by=[lr]'
 	$(RUN) -m experiment=recovery_size results_dir=results/recovery/size
 	$(AGGREGATE) results_dir=results/recovery/size 'by=[n_features]'
+	$(RUN) -m experiment=recovery_auxk results_dir=results/recovery/auxk
+	$(AGGREGATE) results_dir=results/recovery/auxk 'by=[n_features,revival.alpha,revival.k_aux]'
 	$(RUN) -m experiment=library_defaults results_dir=results/recovery/library_defaults
 	$(AGGREGATE) results_dir=results/recovery/library_defaults \
 		'by=[init_b_dec,lr,input_scale,warmup_steps,decay_from,dead_window,revival.alpha]'
