@@ -81,8 +81,8 @@ class ByFeature:
     @cached_property
     def offsets(self) -> Tensor:
         """Return where each feature's entries begin, and the last ones end, int64 [n_features + 1]."""
-        counts = torch.zeros(self.n_features + 1, dtype=torch.int64, device=self.indices.device)
-        return counts.scatter_add_(0, self.indices + 1, torch.ones_like(self.indices)).cumsum(0)
+        every_entry = torch.ones_like(self.indices, dtype=torch.bool)
+        return offsets_of(count(self.indices, every_entry, self.n_features))
 
     def transpose(self, values: Tensor) -> Code:
         """Return the code's transpose, [n_features, tokens], with the values [entries] of its entries."""
@@ -102,6 +102,11 @@ def count(indices: Tensor, chosen: Tensor, n_features: int) -> Tensor:
     """
     counts = torch.zeros(n_features, dtype=torch.int64, device=indices.device)
     return counts.scatter_add_(0, indices.flatten(), chosen.flatten().long())
+
+
+def offsets_of(counts: Tensor) -> Tensor:
+    """Return where rows of so many entries [rows] begin, and the last one ends, [rows + 1]."""
+    return F.pad(counts.cumsum(0), (1, 0))
 
 
 def looked_up(table: Tensor, indices: Tensor) -> Tensor:
@@ -128,9 +133,7 @@ def largest(pre: Tensor, k: int) -> tuple[Tensor, Tensor]:
     candidates = pooled.gather(2, pools[:, None].expand(-1, pool, -1)).view(tokens, pool * k)
     values, places = largest(candidates, k)
     place = torch.arange(pool * k, device=pre.device)  # looked up, because to divide integers takes longer
-    first = torch.arange(0, tokens * k, k, device=pre.device)[:, None]
-    chosen_pools = looked_up(pools.flatten(), looked_up(place % k, places) + first)
-    return values, looked_up(place // k * (n // pool), places) + chosen_pools
+    return values, looked_up(place // k * (n // pool), places) + pools.gather(1, looked_up(place % k, places))
 
 
 def _ranked(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -210,7 +213,7 @@ def choose_batch_topk(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int) -> Code:
         if len(values) >= wanted:
             break
     kept = values.topk(wanted, sorted=False).indices.sort().values
-    offsets = torch.searchsorted(torch.cat(tokens)[kept], torch.arange(len(x) + 1, device=x.device))
+    offsets = torch.searchsorted(looked_up(torch.cat(tokens), kept), torch.arange(len(x) + 1, device=x.device))
     return Code(looked_up(values, kept), looked_up(indices, kept), offsets)
 
 

@@ -20,6 +20,7 @@ from sae_outliers.sae.kernels import (
     Code,
     largest,
     looked_up,
+    offsets_of,
     products,
     rows_of_k,
     sums_by_feature,
@@ -150,8 +151,7 @@ def positive(code: Code) -> Code:
     """Return a code whose tokens have equally many entries without those that are 0."""
     positive = code.values > 0
     kept = positive.nonzero()[:, 0]
-    counts = positive.view(code.tokens, -1).sum(1)
-    offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+    offsets = offsets_of(positive.view(code.tokens, -1).sum(1))
     return Code(looked_up(code.values, kept), looked_up(code.indices, kept), offsets)
 
 
