@@ -130,6 +130,25 @@ def test_without_trained_records_there_is_nothing_to_tell(tmp_path: Path) -> Non
     assert not list(make_figures(found))
 
 
+def test_the_course_has_the_extremes_on_the_way_and_the_median_over_seeds(tmp_path: Path) -> None:
+    in_bias = {"a": [0, 0.3, 0.7, 0.96], "b": [0, 0.5, 0.95, 1.0], "c": [0, 0, 0, 0.1]}
+    most = {"a": 30, "b": 50, "c": 90}
+    for seed, (name, mean_in_bias) in enumerate(in_bias.items()):
+        curve = make_curve([80] * 4, [10, most[name], 20, 0]).assign(
+            step=[0, 10, 20, 30], mean_in_bias=mean_in_bias, always_on=[0, 3, 2, seed], always_on_l0_pct=[0, 20, 30, 5],
+            mmcs=[0.4, 0.3, 0.8, 0.9],
+        )  # fmt: skip
+        ends = trained(mean_in_bias=mean_in_bias[-1], mmcs=0.9, dead_pct_final_relu=0.0)
+        store_run(tmp_path, make_record(run_id=name, dead_pct_init_relu=10.0, sae_seed=seed, **ends), curve)
+    table = next(one for one in make_tables(read(tmp_path)) if one.name == "course")
+    assert table.frame.iloc[0].drop(["model", "layer", "condition"]).to_dict() == {
+        "runs": 3, "init ReLU": 10, "peak ReLU": 50, "peak ReLU least": 30, "peak ReLU most": 90, "steps to peak": 10,
+        "end ReLU": 0, "end ReLU least": 0, "end ReLU most": 0, "peak always on": 3, "peak of their L0 %": 30,
+        "lowest MMCS": 0.3, "end MMCS": 0.9, "steps to half": 15, "steps to half least": 10, "steps to 95 %": 30,
+        "mean in bias": 0.96,
+    }  # fmt: skip
+
+
 def test_runs_without_their_files_leave_blanks(tmp_path: Path) -> None:
     store_run(tmp_path, make_record(dead_pct_init_topk=50.0, **trained()))
     found = read(tmp_path)

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pandas as pd
+from pandas.api.typing import DataFrameGroupBy
 
 from sae_outliers.analysis.conditions import conditions_among
 from sae_outliers.analysis.inputs import EVERY, Inputs
@@ -34,18 +35,37 @@ NOTE = (
 @table("trained", NOTE, "trained", tuple(name for name in (*AT_INIT, *AT_END) if name != "half_bias"), apart=EVERY)
 def trained(inputs: Inputs) -> pd.DataFrame:
     """Return a row per model, layer, planted γ, condition and value of the settings `by` which runs are told apart."""
-    runs = inputs.trained.runs.rename(columns={"planted_gamma": "planted γ"})
-    others = [name for name in inputs.by if name not in TOLD_APART]
-    keys = ["model", "layer", "planted γ", *others, "condition"]
-    places = {name: place for place, name in enumerate(conditions_among(runs["condition"]))}
-    groups = runs.sort_values(keys, key=lambda column: column.map(places) if column.name == "condition" else column)
-    grouped = groups.groupby(keys, dropna=False, sort=False)
-    frame = grouped.size().rename("runs").to_frame()
-    for column, name in (AT_INIT | AT_END).items():
-        frame[name] = grouped[column].median()
-        if column in SPREAD and frame["runs"].max() > 1:
-            frame[f"{name} least"], frame[f"{name} most"] = grouped[column].min(), grouped[column].max()
+    grouped = runs_apart(inputs.trained.runs, inputs.by)
+    frame = medians(grouped, AT_INIT | AT_END, SPREAD)
     frame["steps"] = grouped["train_steps"].max()
+    return shown(frame, inputs.by)
+
+
+def runs_apart(runs: pd.DataFrame, by: tuple[str, ...]) -> DataFrameGroupBy:
+    """Return trained runs grouped by all that tells them apart but seeds, the settings `by` among it."""
+    runs = runs.rename(columns={"planted_gamma": "planted γ"})
+    keys = ["model", "layer", "planted γ", *_other_settings(by), "condition"]
+    places = {name: place for place, name in enumerate(conditions_among(runs["condition"]))}
+    ordered = runs.sort_values(keys, key=lambda column: column.map(places) if column.name == "condition" else column)
+    return ordered.groupby(keys, dropna=False, sort=False)
+
+
+def medians(grouped: DataFrameGroupBy, names: dict[str, str], spread: tuple[str, ...]) -> pd.DataFrame:
+    """Return how many runs each group has, and the median of each column, by its name; of `spread` also the range."""
+    frame = grouped.size().rename("runs").to_frame()
+    for column, name in names.items():
+        frame[name] = grouped[column].median()
+        if column in spread and frame["runs"].max() > 1:
+            frame[f"{name} least"], frame[f"{name} most"] = grouped[column].min(), grouped[column].max()
+    return frame
+
+
+def shown(frame: pd.DataFrame, by: tuple[str, ...]) -> pd.DataFrame:
+    """Return a frame with a row for each of `runs_apart` as a table, without columns that have no figure."""
     frame = frame.replace(np.inf, np.nan).dropna(axis="columns", how="all").reset_index()
-    settings = frame[others].astype(object)  # shown as they were set, not rounded as figures are
+    settings = frame[_other_settings(by)].astype(object)  # shown as they were set, not rounded as figures are
     return frame.assign(**settings).dropna(axis="columns", how="all")
+
+
+def _other_settings(by: tuple[str, ...]) -> list[str]:
+    return [name for name in by if name not in TOLD_APART]

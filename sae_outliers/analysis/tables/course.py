@@ -1,0 +1,53 @@
+"""What a training went through between its start and its end: the peak of death, and when the bias had the mean."""
+
+import pandas as pd
+
+from sae_outliers.analysis.inputs import EVERY, Inputs
+from sae_outliers.analysis.tables import table
+from sae_outliers.analysis.tables.trained import medians, runs_apart, shown
+
+NEARLY_ALL = 0.95  # of the mean
+OF_RUNS = {
+    "dead_pct_init_relu": "init ReLU",
+    "relu_peak": "peak ReLU",
+    "steps_to_peak": "steps to peak",
+    "dead_pct_final_relu": "end ReLU",
+    "always_on_peak": "peak always on",
+    "always_on_l0_pct_peak": "peak of their L0 %",
+    "mmcs_lowest": "lowest MMCS",
+    "mmcs": "end MMCS",
+    "half_bias": "steps to half",
+    "nearly_all_bias": "steps to 95 %",
+    "mean_in_bias": "mean in bias",
+}
+SPREAD = ("relu_peak", "dead_pct_final_relu", "half_bias")
+NOTE = (
+    "Of each kind of trained SAE what its curves went through; medians over its runs, with least and most for some. "
+    "ReLU: percentage of features dead by ReLU at the start, at its peak, the steps until that, and at the end. Always "
+    "on: features active on more than 90 % of the tokens, and their share of L0, each at its peak. MMCS: mean max "
+    "cosine similarity with the true features, at its lowest and at the end. Steps to half and to 95 %: until b_dec "
+    "holds so much of the mean; blank where half of the runs did not come so far. Mean in bias: b_dec · μ/‖μ‖² at the "
+    "end."
+)
+
+
+@table("course", NOTE, "trained", ("mean_in_bias",), apart=EVERY)
+def course(inputs: Inputs) -> pd.DataFrame:
+    """Return a row for each of the table `trained`; nothing where no run has its curves on disk."""
+    runs, curves = inputs.trained
+    if not {"always_on", "mean_in_bias"} <= set(curves):
+        return pd.DataFrame()
+    grouped = runs_apart(runs.join(_on_the_way(curves), on="run_dir"), inputs.by)
+    return shown(medians(grouped, OF_RUNS, SPREAD), inputs.by)
+
+
+def _on_the_way(curves: pd.DataFrame) -> pd.DataFrame:
+    """Return a row per run, by run_dir, of what its curve reached and at which training step."""
+    points = curves.reindex(columns=[*curves.columns, *({"mmcs"} - set(curves))]).groupby("run_dir")
+    peak = points["dead_pct_relu"].idxmax()
+    found = pd.DataFrame({"relu_peak": points["dead_pct_relu"].max(), "mmcs_lowest": points["mmcs"].min()})
+    found["steps_to_peak"] = curves["step"].loc[peak].to_numpy()
+    for name in ("always_on", "always_on_l0_pct"):
+        found[f"{name}_peak"] = points[name].max()
+    reached = curves[curves["mean_in_bias"] >= NEARLY_ALL].groupby("run_dir")["step"].min()
+    return found.assign(nearly_all_bias=reached.reindex(found.index, fill_value=float("inf")))
