@@ -22,8 +22,8 @@ from sae_outliers.sae import triton_kernels
 warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta", UserWarning)
 
 PRECISIONS = ("float32", "bf16_select")
-CHUNK_SIZE = {"cpu": 1 << 22, "cuda": 1 << 26}  # pre-activations in a chunk: 16 and 256 MiB of float32 ...
-MIN_ROWS = 256  # ... unless these are more: below, the product itself slows down
+CHUNK_SIZE = {"cpu": 1 << 23, "cuda": 1 << 26}  # pre-activations in a chunk: 32 and 256 MiB of float32 ...
+MIN_ROWS = 1024  # ... unless these are more: a product of 256 rows takes 1.1 to 1.2 times as long for each
 COLUMNS = 128  # of a table that are gathered at a time where ...
 CACHE = 1 << 24  # ... all of it takes more bytes than this, and so many columns do not
 RANKED_AT_ONCE = 128  # values of a row, from which on `largest` ranks pools first
