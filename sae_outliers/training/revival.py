@@ -18,6 +18,8 @@ from sae_outliers.sae.kernels import ByFeature, choose_topk, decode, largest, wi
 from sae_outliers.utils.options import Choice, check_number, chosen_type
 from sae_outliers.utils.registry import Registry
 
+ALIGNED = 16  # features: with another number, two of the products of AuxK take 1.5 times as long
+
 
 class Revival:
     """The base class, and `revival=none`: dead features are left to themselves.
@@ -215,9 +217,11 @@ def reconstruct_sparsely(x: Tensor, b_dec: Tensor, W_enc: Tensor, b_enc: Tensor,
 
 def reconstruct_densely(x: Tensor, b_dec: Tensor, W_enc: Tensor, b_enc: Tensor, W_dec: Tensor, k: int) -> Tensor:
     """Return what `reconstruct_sparsely` does, by way of all pre-activations."""
+    more = -len(b_enc) % ALIGNED  # features of zeros, which are chosen before negative ones and add nothing
+    W_enc, b_enc, W_dec = F.pad(W_enc.T, (0, 0, 0, more)).T, F.pad(b_enc, (0, more)), F.pad(W_dec, (0, 0, 0, more))
     pre = pre_activations(x, b_dec, W_enc, b_enc)
     _, indices = largest(pre.detach(), k)
-    return torch.zeros_like(pre).scatter(1, indices, pre.gather(1, indices).relu()) @ W_dec
+    return torch.zeros_like(pre).scatter_(1, indices, pre.gather(1, indices).relu()) @ W_dec
 
 
 def pre_activations(x: Tensor, b_dec: Tensor, W_enc: Tensor, b_enc: Tensor) -> Tensor:
