@@ -43,11 +43,13 @@ def course(inputs: Inputs) -> pd.DataFrame:
 
 def _on_the_way(curves: pd.DataFrame) -> pd.DataFrame:
     """Return a row per run, by run_dir, of what its curve reached and at which training step."""
-    points = curves.reindex(columns=[*curves.columns, *({"mmcs"} - set(curves))]).groupby("run_dir")
-    peak = points["dead_pct_relu"].idxmax()
-    found = pd.DataFrame({"relu_peak": points["dead_pct_relu"].max(), "mmcs_lowest": points["mmcs"].min()})
-    found["steps_to_peak"] = curves["step"].loc[peak].to_numpy()
-    for name in ("always_on", "always_on_l0_pct"):
-        found[f"{name}_peak"] = points[name].max()
+    at_peak = {"dead_pct_relu": "relu_peak", "always_on": "always_on_peak", "always_on_l0_pct": "always_on_l0_pct_peak"}
+    points = curves.reindex(columns=["run_dir", *at_peak, "mmcs"]).groupby("run_dir")
+    steps_to_peak = curves["step"].loc[points["dead_pct_relu"].idxmax()].to_numpy()
     reached = curves[curves["mean_in_bias"] >= NEARLY_ALL].groupby("run_dir")["step"].min()
-    return found.assign(nearly_all_bias=reached.reindex(found.index, fill_value=float("inf")))
+    found = points[list(at_peak)].max().rename(columns=at_peak)
+    return found.assign(
+        steps_to_peak=steps_to_peak,
+        mmcs_lowest=points["mmcs"].min(),
+        nearly_all_bias=reached.reindex(found.index, fill_value=float("inf")),
+    )
