@@ -30,6 +30,7 @@ class Job:
     size: Size
     tokens: int  # in chunks of size.batch
     rounds: int
+    at_least_s: float  # of rounds
     device: str
 
 
@@ -58,7 +59,7 @@ def measure(job: Job) -> dict[str, float]:
             chunk @ W_enc
 
     product()
-    timings = interleaved({"product": product, "case": case}, job.rounds, device)
+    timings = interleaved({"product": product, "case": case}, job.rounds, device, job.at_least_s)
     return {
         **timings["case"].columns(),
         "product_seconds": timings["product"].median,

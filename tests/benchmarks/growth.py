@@ -17,7 +17,7 @@ def table(plan: Plan, device: torch.device) -> pd.DataFrame:
     rows = []
     for task in (TRAINING, DEATH):
         for varied, size in sizes(plan):
-            figures = measured(Job(task, size, size.batch, plan.large_rounds, str(device)))
+            figures = measured(Job(task, size, size.batch, plan.large_rounds, plan.large_at_least_s, str(device)))
             rows.append({"task": task, "varied": varied, **asdict(size), **figures})
     return pd.DataFrame(rows)
 
@@ -30,5 +30,5 @@ def sizes(plan: Plan) -> Iterator[tuple[str, Size]]:
 
 def death_at_init(plan: Plan, device: torch.device) -> pd.DataFrame:
     """One row: death at initialisation over many tokens."""
-    job = Job(DEATH, plan.size, plan.death_tokens, plan.large_rounds, str(device))
+    job = Job(DEATH, plan.size, plan.death_tokens, plan.large_rounds, plan.large_at_least_s, str(device))
     return pd.DataFrame([{"tokens": plan.death_tokens, **asdict(plan.size), **in_fresh_process(job)}])

@@ -34,6 +34,7 @@ class Plan:
     sweep_layer: str = "all"  # of each of the paper's models, for planning
     sweep_most_layers: int | None = None  # of each, for aggregation; null: all
     large_rounds: int = 3  # for growth and for death at initialisation
+    large_at_least_s: float = 6  # as many rounds as that takes
 
 
 # seconds: it shows that everything runs, and its timings mean nothing
@@ -56,4 +57,5 @@ QUICK = Plan(
     sweep_layer="middle",
     sweep_most_layers=1,
     large_rounds=1,
+    large_at_least_s=0,
 )

@@ -140,9 +140,9 @@ def _growth(plan: Plan, frame: pd.DataFrame) -> Iterator[str]:
     yield "## Growth"
     yield (
         "Around the size of the first table, a batch at a time; each size and task has a process of its own, and "
-        f"{plan.large_rounds} rounds, interleaved with the product of the same size. MB are peaks beyond data and "
-        "weights. A training step's are those of the first step: gradients and Adam's moments, three times the "
-        "weights, and what it needs beyond them."
+        f"at least {plan.large_rounds} rounds and {plan.large_at_least_s:g} seconds of them, interleaved with the "
+        "product of the same size. MB are peaks beyond data and weights. A training step's are those of the first step: "
+        "gradients and Adam's moments, three times the weights, and what it needs beyond them."
     )
     yield "![Time and memory against each size](growth.png)"
     for varied, rows in frame.groupby("varied", sort=False):

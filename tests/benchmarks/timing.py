@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
+from itertools import count
 from statistics import median
 from typing import NamedTuple
 
@@ -22,11 +23,19 @@ class Timing(NamedTuple):
         return {"seconds": self.median, "seconds_min": self.fastest, "seconds_max": self.slowest}
 
 
-def interleaved(cases: Mapping[str, Case], rounds: int, device: torch.device) -> dict[str, Timing]:
-    """Every round runs each case once, and each begins with another case. Warming up is left to the caller."""
+def interleaved(
+    cases: Mapping[str, Case], rounds: int, device: torch.device, at_least_s: float = 0
+) -> dict[str, Timing]:
+    """Every round runs each case once, and each begins with another case. Warming up is left to the caller.
+
+    Short cases have more rounds, until `at_least_s` seconds are over, so that a moment of the machine does not decide.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in cases}
     names = list(cases)
-    for number in range(rounds):
+    start = time.perf_counter()
+    for number in count():
+        if number >= rounds and time.perf_counter() - start >= at_least_s:
+            break
         first = number % len(names)
         for name in names[first:] + names[:first]:
             seconds[name].append(seconds_of(cases[name], device))
