@@ -141,7 +141,7 @@ def _growth(plan: Plan, frame: pd.DataFrame) -> Iterator[str]:
     yield (
         "Around the size of the first table, a batch at a time; each size and task has a process of its own, and "
         f"at least {plan.large_rounds} rounds and {plan.large_at_least_s:g} seconds of them, interleaved with the "
-        "product of the same size. MB are peaks beyond data and weights. A training step's are those of the first step: "
+        "product of the same size. MB are peaks beyond data and weights. A training step's are those of the first: "
         "gradients and Adam's moments, three times the weights, and what it needs beyond them."
     )
     yield "![Time and memory against each size](growth.png)"
