@@ -34,17 +34,19 @@ def run(code: str, **variables: str) -> int:
     return json.loads(done.stdout)
 
 
-def without(numbers: int) -> int:
-    # glibc's first thresholds, which it raises by itself in some processes and not in others
+def given_back(numbers: int) -> int:
+    """Return the page faults at glibc's first thresholds, which it raises by itself in some processes only."""
     first = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
     return run(FAULTS.format(call="", numbers=numbers), **first)
 
 
-# 80 MB are more than glibc keeps of itself at any setting. How the heap falls apart differs by where it begins, so that
-# now and then a block comes from new memory after the first steps too: of 1 MB, 6 of 3,600 were seen
-@pytest.mark.parametrize("numbers", [250_000, 20_000_000])
-def test_memory_that_a_step_frees_is_not_cleared_again(numbers: int):
-    assert run(FAULTS.format(call="keep_freed_memory()", numbers=numbers)) < 0.05 * without(numbers)
+# A small block that stays can split the heap, so that now and then a tensor comes from new memory after the first steps
+# too: 6 of 3,600 of 1 MB were seen. Of 80 MB, more than glibc keeps of itself at any setting, there are 45 in all.
+@pytest.mark.parametrize(("numbers", "share"), [(250_000, 0.01), (20_000_000, 0.05)])
+def test_memory_that_a_step_frees_is_not_cleared_again(numbers: int, share: float):
+    cleared = given_back(numbers)
+    assert cleared > 1000
+    assert run(FAULTS.format(call="keep_freed_memory()", numbers=numbers)) < share * cleared
 
 
 CHILD = """keep_freed_memory()
@@ -55,7 +57,7 @@ if len(sys.argv) == 1:
 
 
 def test_processes_that_are_started_keep_it_too():
-    assert run(FAULTS.format(call=CHILD, numbers=250_000)) < 0.05 * without(250_000)
+    assert run(FAULTS.format(call=CHILD, numbers=250_000)) < 0.01 * given_back(250_000)
 
 
 def test_what_the_environment_says_already_is_left():

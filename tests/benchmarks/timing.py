@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Mapping
-from itertools import count
 from statistics import median
 from typing import NamedTuple
 
@@ -33,12 +32,12 @@ def interleaved(
     seconds: dict[str, list[float]] = {name: [] for name in cases}
     names = list(cases)
     start = time.perf_counter()
-    for number in count():
-        if number >= rounds and time.perf_counter() - start >= at_least_s:
-            break
-        first = number % len(names)
+    done = 0
+    while done < rounds or time.perf_counter() - start < at_least_s:
+        first = done % len(names)
         for name in names[first:] + names[:first]:
             seconds[name].append(seconds_of(cases[name], device))
+        done += 1
     return {name: Timing(median(times), min(times), max(times)) for name, times in seconds.items()}
 
 
