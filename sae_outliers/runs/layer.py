@@ -14,7 +14,7 @@ from pathlib import Path
 from filelock import FileLock
 from omegaconf import OmegaConf
 
-from sae_outliers.config import RunConfig, options_of
+from sae_outliers.config import RunConfig, TrainConfig, options_of
 from sae_outliers.results.curves import MetricsFile
 from sae_outliers.results.layout import CHECKPOINT, CHECKPOINT_DIGESTS, is_finished
 from sae_outliers.results.record import write_row
@@ -76,7 +76,9 @@ def train_jointly(
     runs, measurements = [], []
     for setup in setups:
         kind = revival_type(setup.cfg.revival)
-        trainer = Trainer(setup.sae, setup.cfg.train, kind(**options_of(setup.cfg.revival, kind)))
+        # a plain object: looked up in OmegaConf's, settings take a tenth of a small SAE's step
+        settings: TrainConfig = OmegaConf.to_object(setup.cfg.train)  # type: ignore[assignment]
+        trainer = Trainer(setup.sae, settings, kind(**options_of(setup.cfg.revival, kind)))
         metrics = MetricsFile(setup.directory / "metrics.jsonl", trackers[setup.directory].log)
         measured = Measurements(setup, data.eval_tokens, fates.evaluation_of(setup))
         run = TrainingRun(trainer, setup.to_sae_input, measured.point, metrics, setup.directory / CHECKPOINT)
