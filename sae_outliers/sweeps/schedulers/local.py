@@ -160,7 +160,8 @@ class LocalProcesses:
                         for index in (done.index, *lost):
                             progress.say(live.ended(index))
                     failed = sum(map(bool, reasons.values()))
-                    notes = (f"{failed} failed" if failed else "", live.time_left(progress.seconds))
+                    left = live.time_left(progress.seconds, [r.index for r in running])
+                    notes = (f"{failed} failed" if failed else "", left)
                     progress.update(len(reasons), ", ".join(filter(None, notes)))
         finally:
             for r in running:
