@@ -1,6 +1,7 @@
 """The order of a sweep's tasks in local processes, followed in a naive simulation of workers."""
 
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -19,11 +20,16 @@ def sweep(seconds: dict[str, float], jobs: int) -> list[Task]:
     ]
 
 
-def simulated(tasks: list[Task], workers: int, failing: str = "") -> Iterator[tuple[float, str, str]]:
-    """Yield (seconds, began or ended or lost, name of the task)."""
-    order, now, running = Order(tasks), 0.0, {}
+def simulated(
+    tasks: list[Task], workers: int, failing: str = "", shares: dict[str, Fraction] | None = None
+) -> Iterator[tuple[float, str, str]]:
+    """Yield (seconds, began or ended or lost, name of the task); `shares` gets each one's share of the cores."""
+    order, now = Order(tasks), 0.0
+    running: dict[int, float] = {}
     while True:
         while len(running) < workers and (index := order.take(running.keys())) is not None:
+            if shares is not None:
+                shares[tasks[index].name] = Fraction(1, min(workers, order.at_once(index, running.keys())))
             running[index] = now + tasks[index].cost.operations
             yield now, "began", tasks[index].name
         if not running:
@@ -65,3 +71,23 @@ def test_jobs_whose_activations_are_there_already_begin_at_once() -> None:
     tasks = [task for task in sweep({"stored": 1.0, "new": 3.0}, jobs=1) if task.name != "stored"]
     began = [(now, name) for now, what, name in simulated(tasks, 2) if what == "began"]
     assert began == [(0.0, "new"), (0.0, "stored 0"), (3.0, "new 0")]
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 20])
+@pytest.mark.parametrize("jobs", [1, 2, 5])
+def test_tasks_that_run_at_a_time_never_have_more_than_all_cores(workers: int, jobs: int) -> None:
+    shares: dict[str, Fraction] = {}
+    taken, running = Fraction(0), 0
+    for _, what, name in simulated(sweep({"long": 9.0, "middle": 4.0, "short": 2.0}, jobs), workers, shares=shares):
+        taken += shares[name] if what == "began" else -shares[name]
+        running += 1 if what == "began" else -1
+        assert taken <= 1
+        assert shares[name] <= Fraction(1, max(1, running))
+
+
+def test_a_task_that_nothing_can_run_beside_has_all_cores() -> None:
+    shares: dict[str, Fraction] = {}
+    list(simulated(sweep({"one": 9.0}, jobs=1), 8, shares=shares))
+    assert shares == {"one": 1, "one 0": 1}
+    list(simulated(sweep({"one": 9.0}, jobs=3), 8, shares=shares))
+    assert shares == {"one": 1, "one 0": Fraction(1, 3), "one 1": Fraction(1, 3), "one 2": Fraction(1, 3)}

@@ -50,6 +50,13 @@ def test_an_experiment_brings_its_sweep_along_and_the_command_line_narrows_it(he
     assert {(r["layer"], r["centering"]) for r in records(tmp_path)} == {(i, c) for i in (2, 3) for c in ("off", "on")}
 
 
+def test_one_job_and_its_extraction_run_one_after_the_other_with_all_cores(here: Run, tmp_path: Path) -> None:
+    done = here("sae_outliers.run", "-m", "model=offline/sapiens", "layer=2", "train=none", "centering=off", *SMALL)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 task(s) in 1 local process(es) at a time" in done.stdout
+    assert len(records(tmp_path)) == 1
+
+
 def test_each_model_of_a_sweep_has_its_own_layers(here: Run, tmp_path: Path) -> None:
     arguments = ("-m", "model=offline/minilm,offline/sapiens", "train=none", *SMALL)
     done = here("sae_outliers.run", *arguments, "layer={minilm:5,sapiens:[1,4]}")

@@ -28,6 +28,12 @@ class Order:
         self.waiting.remove(in_order[0])
         return in_order[0]
 
+    def at_once(self, index: int, running: Collection[int]) -> int:
+        """Return how many tasks at most will run at a time while this one, just taken, does beside those `running`."""
+        task = self.tasks[index]
+        wait_for_it = [i for i in self.waiting if task.kind == "extract" and self.tasks[i].store == task.store]
+        return 1 + len(running) + len(self.waiting) - len(wait_for_it)
+
     def ended(self, index: int, failed: bool) -> list[int]:
         """Take note that a task has ended; return the jobs that cannot run any more, which wait no longer."""
         task = self.tasks[index]

@@ -140,7 +140,8 @@ class LocalProcesses:
         hydra = self.sweep.config.hydra
         setup_globals()
         configure_log(hydra.hydra_logging, hydra.verbose)
-        workers = min(self.n_workers or default_workers(), len(tasks))
+        jobs = sum(task.kind == "run" for task in tasks)  # an extraction is beside the jobs of others only
+        workers = min(self.n_workers or default_workers(), jobs)
         print(f"{len(tasks)} task(s) in {workers} local process(es) at a time", flush=True)
         order, live = Order(tasks), Live(tasks)
         running: list[Running] = []
@@ -149,8 +150,10 @@ class LocalProcesses:
             with Progress("sweep", len(tasks), "tasks") as progress:
                 while len(reasons) < len(tasks):
                     for slot in sorted(set(range(workers)) - {r.slot for r in running}):
-                        if (index := order.take([r.index for r in running])) is not None:
-                            running.append(self._start(index, slot, workers, tasks[index]))
+                        others = [r.index for r in running]
+                        if (index := order.take(others)) is not None:
+                            threads = threads_each(min(workers, order.at_once(index, others)))
+                            running.append(self._start(index, slot, threads, tasks[index]))
                     connection.wait([r.process.sentinel for r in running], timeout=1.0)
                     for done in [r for r in running if not r.process.is_alive()]:
                         running.remove(done)
@@ -168,13 +171,13 @@ class LocalProcesses:
                 r.process.terminate()
         return [reasons[i] for i in range(len(tasks))]
 
-    def _start(self, index: int, slot: int, workers: int, task: Task) -> Running:
+    def _start(self, index: int, slot: int, threads: int, task: Task) -> Running:
         context = get_context("forkserver")
         context.set_forkserver_preload([*PRELOADED, *TRACKERS[self.sweep.config.tracker.name].libraries])
         receiver, sender = context.Pipe(duplex=False)
         job = self._pickled(list(task.overrides), index)
         with _not_main():
-            process = context.Process(target=_run, args=(job, slot, threads_each(workers), sender), daemon=True)
+            process = context.Process(target=_run, args=(job, slot, threads, sender), daemon=True)
             process.start()
         sender.close()
         return Running(index, slot, process, receiver)
@@ -205,11 +208,11 @@ def _not_main() -> Any:
             main.__file__ = file
 
 
-def threads_each(workers: int) -> int:
+def threads_each(processes: int) -> int:
     """Return torch's threads in each of so many processes: a share of the cores, or OMP_NUM_THREADS if that is less."""
     import torch
 
-    return min(max(1, (os.cpu_count() or 1) // workers), torch.get_num_threads())
+    return min(max(1, (os.cpu_count() or 1) // processes), torch.get_num_threads())
 
 
 def default_workers() -> int:
