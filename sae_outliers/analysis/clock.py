@@ -15,14 +15,15 @@ MIN_RUNS = 14  # below this, half of them say nothing of six coefficients
 
 
 class Law(NamedTuple):
-    """The steps are the factor times each quantity to the power of its exponent; quantities as in `logs`."""
+    """The steps are the factor times each quantity to the power of its exponent; quantities are columns of `logs`."""
 
     factor: float
     exponents: dict[str, float]
 
     def steps(self, runs: pd.DataFrame) -> NDArray[np.float64]:
         """Return the steps that the law predicts for each run."""
-        return np.asarray(self.factor * np.exp(logs(runs) @ np.array(list(self.exponents.values()))))
+        powers = np.array(list(self.exponents.values()))
+        return np.asarray(self.factor * np.exp(logs(runs)[list(self.exponents)] @ powers))
 
 
 def timed_runs(runs: pd.DataFrame) -> pd.DataFrame:
@@ -47,13 +48,12 @@ def logs(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def fit_law(runs: pd.DataFrame) -> Law:
-    """Fit by least squares in logs; the exponent of a quantity that does not vary is 0."""
+    """Fit by least squares in logs; a quantity that does not vary has no exponent, and is part of the factor."""
     columns = logs(runs)
-    exponents = {str(name): 0.0 for name in columns}
-    varying = [name for name in columns if columns[name].nunique() > 1]
-    design = np.column_stack([np.ones(len(runs)), columns[varying]])
+    varying = columns.loc[:, columns.nunique() > 1]
+    design = np.column_stack([np.ones(len(runs)), varying])
     solution = np.linalg.lstsq(design, np.log(runs["half_bias"].to_numpy(float)), rcond=None)[0]
-    return Law(float(np.exp(solution[0])), exponents | dict(zip(map(str, varying), solution[1:].tolist(), strict=True)))
+    return Law(float(np.exp(solution[0])), dict(zip(varying.columns, solution[1:].tolist(), strict=True)))
 
 
 def predicted_steps(runs: pd.DataFrame) -> NDArray[np.float64]:
