@@ -10,6 +10,7 @@ from sae_outliers.results.layout import run_dir
 from sae_outliers.results.record import write_row
 from sae_outliers.sweeps.live import OVERHEAD, Live
 from sae_outliers.sweeps.task import Cost, Task
+from tests.test_status import log_of
 from tests.test_tables import make_record
 
 
@@ -68,17 +69,12 @@ def test_the_time_left_goes_by_the_work_that_is_left(tmp_path: Path) -> None:
     assert live.time_left(9.0) == ""
 
 
-def log_of(tmp_path: Path, *lines: str) -> str:
-    (tmp_path / "output.log").write_text("\n".join(lines))
-    return str(tmp_path / "output.log")
-
-
 def test_the_time_left_counts_what_running_tasks_have_done(tmp_path: Path) -> None:
     small, large = (measured(tmp_path, "a", layer, n * OVERHEAD, off=0.0) for layer, n in ((1, 0), (2, 999)))
     live = Live([small, large])
     list(live.ended(0))
     assert live.time_left(10.0, [1]) == ""  # a thousandth is done: that it took 10 s says nothing of the rest
-    large.log = log_of(tmp_path, "a layer 2: 5 x topk: 2500/10000 steps, 90 s")
+    large.log = str(log_of(tmp_path, "log", "a layer 2: 5 x topk: 2500/10000 steps, 90 s"))
     assert live.time_left(100.0, [1]) == "about 5 min left"  # 250 of 1,000 are done
     assert Live([large]).time_left(100.0, []) == ""
 
@@ -86,9 +82,9 @@ def test_the_time_left_counts_what_running_tasks_have_done(tmp_path: Path) -> No
 def test_what_an_earlier_sweep_has_done_says_nothing_of_the_speed(tmp_path: Path) -> None:
     resumed = measured(tmp_path, "a", 2, 9 * OVERHEAD, off=0.0)
     live = Live([resumed])
-    resumed.log = log_of(tmp_path, "a layer 2: topk: 500/1000 steps, 0 s")
+    resumed.log = str(log_of(tmp_path, "log", "a layer 2: topk: 500/1000 steps, 0 s"))
     assert live.time_left(1.0, [0]) == ""
-    resumed.log = log_of(tmp_path, "a layer 2: topk: 750/1000 steps, 60 s")
+    resumed.log = str(log_of(tmp_path, "log", "a layer 2: topk: 750/1000 steps, 60 s"))
     assert live.time_left(60.0, [0]) == "about 60 s left"
 
 
@@ -96,7 +92,7 @@ def test_an_extraction_is_as_far_as_its_tokens(tmp_path: Path) -> None:
     extraction = Task("a activations", "extract", (), (), tmp_path / "a-0123", cost=Cost(9 * OVERHEAD))
     live = Live([extraction])
     assert live.time_left(0.0, [0]) == ""
-    extraction.log = log_of(tmp_path, "a: activations of 2 layer(s): 200/1000 tokens, 20 s")
+    extraction.log = str(log_of(tmp_path, "log", "a: activations of 2 layer(s): 200/1000 tokens, 20 s"))
     assert live.time_left(20.0, [0]) == "about 80 s left"
 
 
