@@ -35,6 +35,11 @@ def is_running(job: str) -> bool:
     return field_of(job, "JobState") == "RUNNING"
 
 
+def is_leaving(job: str) -> bool:
+    """Whether a run of the job is over, or to be, and its node is not free of it yet."""
+    return field_of(job, "JobState") == "COMPLETING"
+
+
 def queued() -> list[str]:
     """All jobs that are not over."""
     return slurm("squeue", "--noheader", "--array", "--format=%i %T").splitlines()

@@ -9,7 +9,7 @@ from safetensors import safe_open
 from sae_outliers.results.layout import CHECKPOINT
 from sae_outliers.sweeps.manifest import read_manifests
 from sae_outliers.sweeps.task import Task
-from tests.slurm.cluster import field_of, is_running, lose_node, queued, slurm, states_of, wait_for
+from tests.slurm.cluster import field_of, is_leaving, is_running, lose_node, queued, slurm, states_of, wait_for
 from tests.slurm.conftest import Start
 
 SMALL = ("n_eval=1000", "sae.n_features=256", "sae.k=8", "tracker=none")
@@ -85,12 +85,14 @@ class Storm:
     def strike_all(self) -> None:
         """Each of the training jobs is struck once it has trained for a while, in the order in which they come to it.
 
-        The node is lost last: with it goes whatever else happens to be there.
+        The node is lost last, because with it goes whatever else happens to be there, and when the others have left
+        theirs: of a job whose node is lost as it leaves it, SLURM 22.05 forgets the GPUs, and fails its next run.
         """
         *others, lost = self.struck.values()
         wait_for(lambda: all([one.job or self.strike(one) for one in others]), "jobs that train")
         wait_for(lambda: self.checkpoint(self.struck["preempted"]), "the preempted job's checkpoint")
         self.step_left = self.checkpoint(self.struck["preempted"])
+        wait_for(lambda: not any(is_leaving(one.job) for one in others), "them to leave their nodes")
         wait_for(lambda: self.strike(lost), "the last of them")
 
     def strike(self, one: Struck) -> bool:
