@@ -71,8 +71,8 @@ def bias_half_time(
     All arguments [...] -> [...]. An empirical law, ours: a product of powers, fitted to TopK SAEs of 128 to 2,048
     features (k = 8) on synthetic activations of width 64, batches of 64 and 256, γ from 1 to 10, learning rates of 3e-4
     to 3e-3 without decay, and scales at which max |μ_i - b_dec_i| is 0.4 to 4. On the runs that it was not fitted to it
-    is off by a factor of 1.13 in the median and 1.34 at most; of eleven runs on layers of MiniLM and a ViT it said 1.0
-    to 2.2 times the steps taken. Elsewhere it is an extrapolation. The number of features makes no difference, and the
+    is off by a factor of 1.13 in the median and 1.34 at most; of sixteen runs on layers of MiniLM, SmolLM2 and a ViT it
+    said 1.0 to 2.2 times the steps taken. Elsewhere it is an extrapolation. The number of features makes no difference, and the
     batch size little.
 
     Args:
