@@ -35,9 +35,10 @@ def is_running(job: str) -> bool:
     return field_of(job, "JobState") == "RUNNING"
 
 
-def is_leaving(job: str) -> bool:
-    """Whether a run of the job is over, or to be, and its node is not free of it yet."""
-    return field_of(job, "JobState") == "COMPLETING"
+def has_left(job: str) -> bool:
+    """Whether the job's first run is over and its node free of it; another may have begun."""
+    state = field_of(job, "JobState")
+    return state != "COMPLETING" and (state != "RUNNING" or field_of(job, "Restarts") != "0")
 
 
 def queued() -> list[str]:

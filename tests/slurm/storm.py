@@ -9,7 +9,7 @@ from safetensors import safe_open
 from sae_outliers.results.layout import CHECKPOINT
 from sae_outliers.sweeps.manifest import read_manifests
 from sae_outliers.sweeps.task import Task
-from tests.slurm.cluster import field_of, is_leaving, is_running, lose_node, queued, slurm, states_of, wait_for
+from tests.slurm.cluster import field_of, has_left, is_running, lose_node, queued, slurm, states_of, wait_for
 from tests.slurm.conftest import Start
 
 SMALL = ("n_eval=1000", "sae.n_features=256", "sae.k=8", "tracker=none")
@@ -92,7 +92,7 @@ class Storm:
         wait_for(lambda: all([one.job or self.strike(one) for one in others]), "jobs that train")
         wait_for(lambda: self.checkpoint(self.struck["preempted"]), "the preempted job's checkpoint")
         self.step_left = self.checkpoint(self.struck["preempted"])
-        wait_for(lambda: not any(is_leaving(one.job) for one in others), "them to leave their nodes")
+        wait_for(lambda: all(has_left(one.job) for one in others), "them to leave their nodes")
         wait_for(lambda: self.strike(lost), "the last of them")
 
     def strike(self, one: Struck) -> bool:
