@@ -56,9 +56,8 @@ recovery: weights ## the recovery study, which docs/recovery.md tells of (days; 
 	$(AGGREGATE) results_dir=results/recovery/library_defaults \
 		'by=[init_b_dec,lr,input_scale,warmup_steps,decay_from,dead_window,revival.alpha]'
 	$(RUN) -m experiment=recovery_clock results_dir=results/recovery/clock
+	$(RUN) -m experiment=recovery_clock_high results_dir=results/recovery/clock
 	$(AGGREGATE) results_dir=results/recovery/clock 'by=[lr,n_features,input_scale,train_batch_size,train_steps]'
-	$(RUN) -m experiment=recovery_clock_high results_dir=results/recovery/clock_high
-	$(AGGREGATE) results_dir=results/recovery/clock_high 'by=[lr,n_features,input_scale,train_batch_size,train_steps]'
 
 install: .venv/.installed ## make .venv with this project and its dependencies
 
