@@ -100,8 +100,8 @@ def test_a_sweep_that_cannot_be_planned_says_why_before_anything_runs(
 
 
 TRAIN = (
-    "model=synthetic/sparse", "layer=1", "centering=off,on", "train.steps=600", "train.n_tokens=3000",
-    "train.batch_size=256", "train.eval_every=50", "train.checkpoint_every=20",
+    "model=synthetic/sparse", "layer=1", "centering=off,on", "train.steps=2000", "train.n_tokens=3000",
+    "train.batch_size=256", "train.eval_every=100", "train.checkpoint_every=20",
 )  # fmt: skip
 
 
