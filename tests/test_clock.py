@@ -82,4 +82,5 @@ def test_the_law_that_is_shipped_is_the_one_of_the_committed_runs() -> None:
     fitted, others = halves(runs)
     off = np.exp(np.abs(np.log(fit_law(fitted).steps(others) / others["half_bias"])))
     assert np.median(off) < 1.2
+    assert off[others["gamma"] < 11].max() < 1.5
     assert off.max() < 1.6

@@ -1,6 +1,6 @@
 """The law of how long b_dec takes to half of the mean, fitted to trained runs: a product of powers.
 
-The coefficients of `stats.theory.bias_half_time` come from `fit_law` on the runs of experiment=recovery_clock.
+The coefficients of `stats.theory.bias_half_time` come from `fit_law` on the runs in results/recovery/clock.
 """
 
 from typing import NamedTuple

@@ -51,8 +51,7 @@ def dead_by_topk_small_gamma(gamma: ArrayLike, n_eval: int, n_features: int, k: 
         return ndtr((threshold - _reach(n_eval)) / gamma)
 
 
-# Fitted to the runs of experiment=recovery_clock and recovery_clock_high by analysis.clock.fit_law:
-# results/recovery/clock/tables
+# Fitted by analysis.clock.fit_law to experiment=recovery_clock and recovery_clock_high: results/recovery/clock/tables
 BIAS_HALF_TIME = {
     "factor": 10.5,
     "offset_max": 0.632,
