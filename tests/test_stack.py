@@ -14,10 +14,11 @@ from sae_outliers.results.curves import MetricsFile
 from sae_outliers.sae.architectures.relu import ReLU
 from sae_outliers.sae.architectures.topk import TopK
 from sae_outliers.training import stack as stack_module
+from sae_outliers.training import trainer as trainer_module
 from sae_outliers.training.loop import TrainingRun, train
 from sae_outliers.training.revival import AuxK, GhostGrads, Resample, Revival
-from sae_outliers.training.stack import Stack, stacks
-from sae_outliers.training.trainer import Trainer
+from sae_outliers.training.stack import Stack, choose_positive, stacks
+from sae_outliers.training.trainer import MOMENTS, Trainer
 from tests.test_train import Calls
 
 D, N, K, BATCH = 16, 128, 4, 64
@@ -102,6 +103,42 @@ def test_in_float32_the_weights_after_200_steps_are_those_of_training_alone_to_1
     for one, other in zip(alone(makes, 200), stacked(makes, 200), strict=True):
         for name, expected in one.optimised.items():
             assert (other.optimised[name] - expected).norm() <= 1e-5 * expected.norm(), name
+
+
+@pytest.mark.parametrize("k", [3, 40], ids=["some are ranked", "all that are positive"])
+def test_auxk_in_a_stack_chooses_the_k_largest_positive_pre_activations_of_dead_features(k: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    pre = torch.randn(2, 20, N, generator=generator)
+    dead = torch.rand(2, N, generator=generator) < 0.3
+    expected = torch.zeros(40, 2 * N)  # a row per token of each member; member m's features count from m * N on
+    for m in range(2):
+        for t in range(20):
+            found = sorted(((pre[m, t, j].item(), j) for j in dead[m].nonzero()[:, 0].tolist()), reverse=True)
+            for value, j in found[:k]:
+                expected[20 * m + t, m * N + j] = max(value, 0)
+    code = choose_positive(pre, dead, k)
+    assert (code.values > 0).all()
+    assert torch.equal(code.dense(2 * N), expected)
+
+
+@pytest.mark.parametrize("train", [alone, stacked], ids=["alone", "stacked"])
+def test_moments_that_shrink_for_want_of_a_gradient_become_zero_and_not_denormal(
+    train: Callable[[Sequence[Make], int], list[Trainer]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    makes: list[Make] = [lambda seed=seed: trainer(seed, dtype=torch.float32) for seed in range(2)]  # type: ignore[misc]
+
+    def denormal(one: Trainer) -> int:
+        moments = [state[name].abs() for state in one.optimizer.state.values() for name in MOMENTS]
+        return sum(int(((m > 0) & (m < torch.finfo(torch.float32).tiny)).sum()) for m in moments)
+
+    found = train(makes, 1500)
+    assert [denormal(one) for one in found] == [0, 0]
+    for module in (stack_module, trainer_module):
+        monkeypatch.setattr(module, "STEPS_BETWEEN", 10**9)
+    for one, other in zip(found, train(makes, 1500), strict=True):
+        assert denormal(other) > 0
+        for name, expected in other.optimised.items():
+            torch.testing.assert_close(one.optimised[name], expected, rtol=0, atol=1e-20)
 
 
 def test_a_revival_that_changes_weights_after_a_step_changes_those_of_its_member() -> None:
