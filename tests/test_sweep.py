@@ -57,6 +57,17 @@ def test_one_job_and_its_extraction_run_one_after_the_other_with_all_cores(here:
     assert len(records(tmp_path)) == 1
 
 
+def test_a_sweep_that_may_use_one_core_runs_one_job_at_a_time(here: Run, tmp_path: Path) -> None:
+    usable = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(usable)})  # inherited by the sweep, as from taskset and from SLURM
+    try:
+        done = here("sae_outliers.run", "-m", "model=offline/sapiens", "layer=2,3", "train=none", *SMALL)
+    finally:
+        os.sched_setaffinity(0, usable)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "3 task(s) in 1 local process(es) at a time" in done.stdout
+
+
 def test_each_model_of_a_sweep_has_its_own_layers(here: Run, tmp_path: Path) -> None:
     arguments = ("-m", "model=offline/minilm,offline/sapiens", "train=none", *SMALL)
     done = here("sae_outliers.run", *arguments, "layer={minilm:5,sapiens:[1,4]}")

@@ -1,6 +1,5 @@
 """Records of trained SAEs with what their runs left on disk: death curves, and the fate of every feature."""
 
-import os
 from collections.abc import Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
@@ -16,6 +15,7 @@ from sae_outliers.analysis.conditions import b_dec_learning, condition_name, con
 from sae_outliers.analysis.stats import auc, time_to_half
 from sae_outliers.results.features import Fate
 from sae_outliers.results.integrity import DIGESTS, damaged, verified
+from sae_outliers.utils.cores import usable_cores
 
 CURVE_OWNER = ["run_dir", "model", "layer", "sae", "revival", "centering", "condition", "gamma", "planted_gamma"]
 MIN_DEAD = 10  # half of fewer features is a matter of chance
@@ -61,7 +61,7 @@ def read_trained(records: pd.DataFrame) -> Trained:
     runs = runs.assign(_place=runs["condition"].map(order.index)).sort_values(
         ["model", "layer", "planted_gamma", "_place", "seed", "sae_seed"], na_position="first", ignore_index=True
     )
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # reading and sorting release Python's lock
+    with ThreadPoolExecutor(usable_cores()) as pool:  # reading and sorting release Python's lock
         features = list(pool.map(read_features, runs["run_dir"], _digests(runs)))
         curves = read_curves(runs, pool)
     runs = runs.assign(features=pd.Series(features, index=runs.index, dtype=object))

@@ -28,6 +28,7 @@ from sae_outliers.sweeps.scheduler import SCHEDULERS, HydraSweep, InFlight, Queu
 from sae_outliers.sweeps.task import Task
 from sae_outliers.tracking.base import TRACKERS
 from sae_outliers.utils.boundary import sentence_of
+from sae_outliers.utils.cores import usable_cores
 from sae_outliers.utils.progress import Progress
 
 if TYPE_CHECKING:
@@ -212,13 +213,13 @@ def threads_each(processes: int) -> int:
     """Return torch's threads in each of so many processes: a share of the cores, or OMP_NUM_THREADS if that is less."""
     import torch
 
-    return min(max(1, (os.cpu_count() or 1) // processes), torch.get_num_threads())
+    return min(max(1, usable_cores() // processes), torch.get_num_threads())
 
 
 def default_workers() -> int:
     import torch
 
-    return torch.cuda.device_count() or os.cpu_count() or 1
+    return torch.cuda.device_count() or usable_cores()
 
 
 def _error(done: Running) -> str:
