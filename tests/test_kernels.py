@@ -10,6 +10,7 @@ from sae_outliers.sae.kernels import (
     Code,
     choose_batch_topk,
     choose_group_max,
+    choose_positive,
     choose_topk,
     count,
     decode,
@@ -118,6 +119,24 @@ def test_batch_topk_takes_the_largest_of_the_whole_batch(spread: float) -> None:
     cut = pre.flatten().topk(300 * 4).values.amin()
     expected = torch.where(pre >= cut, pre, 0.0)
     torch.testing.assert_close(choose_batch_topk(x, W_enc, b_enc, 4).dense(64), expected)
+
+
+@pytest.mark.parametrize("k", [1, 5, 60])
+@pytest.mark.parametrize("few", ["no row", "the first rows", "all rows"])
+def test_of_the_positive_the_k_largest_are_chosen_and_all_where_a_row_has_no_more(
+    few: str, k: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "SAMPLE", 4)  # "the first rows" have few positive ones and tell nothing of the others
+    x, (W_enc, b_enc, _, _) = torch.randn(30, 8, dtype=torch.float64), weights(8, 60)
+    x[: {"no row": 0, "the first rows": 4, "all rows": 30}[few]] = 0
+    b_enc = torch.where(torch.arange(60) < 2, 1.0, -1e-3).double()
+    expected = torch.zeros(30, 60, dtype=torch.float64)
+    for t, row in enumerate(((x @ W_enc) + b_enc).tolist()):
+        for value, j in sorted(zip(row, range(60), strict=True))[-k:]:
+            expected[t, j] = max(value, 0)
+    code = choose_positive(x, W_enc, b_enc, k)
+    assert (code.values > 0).all()
+    torch.testing.assert_close(code.dense(60), expected, rtol=0, atol=1e-12)
 
 
 def test_group_max_takes_the_largest_of_each_group() -> None:

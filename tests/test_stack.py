@@ -116,7 +116,7 @@ def test_auxk_in_a_stack_chooses_the_k_largest_positive_pre_activations_of_dead_
             found = sorted(((pre[m, t, j].item(), j) for j in dead[m].nonzero()[:, 0].tolist()), reverse=True)
             for value, j in found[:k]:
                 expected[20 * m + t, m * N + j] = max(value, 0)
-    code = choose_positive(pre, dead, k)
+    code = choose_positive(pre.clone(), dead, k)
     assert (code.values > 0).all()
     assert torch.equal(code.dense(2 * N), expected)
 

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from sae_outliers.sae.architectures.jumprelu import JumpReLU
 from sae_outliers.sae.base import SparseAutoencoder, StepOutput
-from sae_outliers.sae.kernels import ByFeature, choose_topk, decode, largest, with_gradient
+from sae_outliers.sae.kernels import ByFeature, choose_positive, decode, largest, with_gradient
 from sae_outliers.utils.options import Choice, check_number, chosen_type
 from sae_outliers.utils.registry import Registry
 
+SAMPLE = 64  # tokens that tell how many features AuxK chooses: dead by ReLU, they are few
 ALIGNED = 16  # features: with another number, two of the products of AuxK take 1.5 times as long
 
 
@@ -89,7 +90,8 @@ class AuxK(Revival):
         k = min(self.k_of(sae.d_model), len(dead))
         weights = feature_weights(sae, dead)
         # measured: products with a code that is not sparse take longer than dense ones
-        reconstruct = reconstruct_densely if 8 * k > len(dead) else reconstruct_sparsely
+        chosen = min(k, mean_positive(x[:SAMPLE], sae.b_dec, *weights[:2]))
+        reconstruct = reconstruct_densely if 8 * chosen > len(dead) else reconstruct_sparsely
         e = output.residual
         error = (e - reconstruct(x, sae.b_dec, *weights, k)).square().sum()
         spread = (e - e.mean(0)).square().sum()
@@ -207,12 +209,17 @@ def revival_type(cfg: Choice) -> type[Revival]:
     return chosen_type(REVIVALS, Revival, cfg, FORMER_PATHS)
 
 
+@torch.no_grad()
+def mean_positive(x: Tensor, b_dec: Tensor, W_enc: Tensor, b_enc: Tensor) -> float:
+    """Return how many pre-activations of a token are positive, in the mean over x [tokens, d_model]."""
+    return (pre_activations(x, b_dec, W_enc, b_enc) > 0).sum().item() / len(x)
+
+
 def reconstruct_sparsely(x: Tensor, b_dec: Tensor, W_enc: Tensor, b_enc: Tensor, W_dec: Tensor, k: int) -> Tensor:
     """Return the k largest positive pre-activations of each token times their decoder rows, [tokens, d_model]."""
-    chosen = choose_topk(x - b_dec, W_enc, b_enc, k)
+    chosen = choose_positive(x - b_dec, W_enc, b_enc, k)
     by_feature = ByFeature(chosen, len(W_dec))
-    code = with_gradient(chosen, x, W_enc, b_enc, b_dec, by_feature)
-    return decode(code._replace(values=code.values.relu()), W_dec, by_feature)
+    return decode(with_gradient(chosen, x, W_enc, b_enc, b_dec, by_feature), W_dec, by_feature)
 
 
 def reconstruct_densely(x: Tensor, b_dec: Tensor, W_enc: Tensor, b_enc: Tensor, W_dec: Tensor, k: int) -> Tensor:

@@ -6,12 +6,10 @@ hold views of these tensors, so that each is measured, saved and resumed as if i
 the readable twin: from the same state, both give the same weights but for rounding.
 """
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -20,9 +18,9 @@ from sae_outliers.sae.base import StepOutput
 from sae_outliers.sae.kernels import (
     ByFeature,
     Code,
+    joined,
     largest,
-    looked_up,
-    offsets_of,
+    largest_positive,
     products,
     rows_of_k,
     sums_by_feature,
@@ -75,7 +73,7 @@ class Stack:
         terms = [Term(code, x, grad_x_hat)]
         for members, auxk in self.auxks:
             terms += self._auxk_terms(members, auxk, x[members], pre[members], residual[members])
-        grads = gradients(joined(terms), self.W_enc, self.W_dec)
+        grads = gradients(terms, self.W_enc, self.W_dec)
         grads["b_dec"] += grad_x_hat.sum(1)
         self._update(grads)
         self._finish_step(given, code, residual)
@@ -149,27 +147,16 @@ def choose(pre: Tensor, k: int) -> Code:
 def choose_positive(pre: Tensor, among: Tensor, k: int) -> Code:
     """Return the k largest positive pre-activations of each token among some features, bool [members, n_features].
 
-    Where no token has more than k, as where the features are dead by ReLU, none is ranked.
+    `pre` is spent.
     """
     members, tokens, n_features = pre.shape
-    positive = pre > pre.new_zeros(among.shape).masked_fill_(~among, math.inf)[:, None]
-    places = indices_of(positive.flatten())
-    rows = places // n_features
-    counts = torch.bincount(rows, minlength=members * tokens)
-    if counts.amax() <= k:
-        indices = places % n_features + rows // tokens * n_features
-        return Code(looked_up(pre.flatten(), places), indices, offsets_of(counts))
-    # each of the others has a value of its own: equal ones are slow to rank
-    code = choose(torch.where(positive, pre, torch.linspace(-2, -1, n_features, dtype=pre.dtype, device=pre.device)), k)
-    kept = indices_of(code.values > 0)
-    return Code(looked_up(code.values, kept), looked_up(code.indices, kept), offsets_of(counts.clamp(max=k)))
-
-
-def indices_of(chosen: Tensor) -> Tensor:
-    """Return the indices of what is True in a vector. Numpy finds a few among many in a tenth of torch's time."""
-    if chosen.device.type == "cpu":
-        return torch.from_numpy(np.flatnonzero(chosen.numpy()))
-    return chosen.nonzero()[:, 0]
+    # each of the others becomes negative and has a value of its own: equal ones are slow to rank
+    others = torch.linspace(-2e30, -1e30, n_features, dtype=pre.dtype, device=pre.device)
+    pre += others.expand_as(among).masked_fill(among, 0)[:, None]
+    code = largest_positive(pre.flatten(0, 1), k)
+    first = torch.arange(members, device=pre.device) * n_features
+    entries = code.offsets[::tokens].diff()  # of each member
+    return code._replace(indices=code.indices + first.repeat_interleave(entries, output_size=len(code.indices)))
 
 
 def reconstruct(code: Code, W_dec: Tensor) -> Tensor:
@@ -181,27 +168,19 @@ class Term(NamedTuple):
     """A reconstruction that the loss holds: what gradients come from."""
 
     code: Code
-    x: Tensor  # [members, tokens, d_model], or all their tokens [tokens, d_model]
-    grad_x_hat: Tensor  # of the loss by the reconstruction, of the shape of x
+    x: Tensor  # [members, tokens, d_model]
+    grad_x_hat: Tensor  # of the loss by the reconstruction, likewise
 
 
-def joined(terms: Sequence[Term]) -> Term:
-    """Return the terms as one, whose tokens are those of all."""
-    codes, xs, grads = zip(*terms, strict=True)
-    code = codes[0]
-    if len(terms) > 1:
-        values, indices = torch.cat([code.values for code in codes]), torch.cat([code.indices for code in codes])
-        code = Code(values, indices, offsets_of(torch.cat([code.offsets.diff() for code in codes])))
-    return Term(code, *(torch.cat([part.flatten(0, 1) for part in parts]) for parts in (xs, grads)))
-
-
-def gradients(term: Term, W_enc: Tensor, W_dec: Tensor) -> dict[str, Tensor]:
-    """Return what reaches the weights through a code, as `kernels.with_gradient` and `decode` form it.
+def gradients(terms: Sequence[Term], W_enc: Tensor, W_dec: Tensor) -> dict[str, Tensor]:
+    """Return what reaches the weights through codes, as `kernels.with_gradient` and `decode` form it.
 
     W_enc is in rows, like W_dec [members, n_features, d_model]. b_dec gets what it changes in the pre-activations.
     `norm` is W_dec's gradient along its rows, summed over the entries that it comes from.
     """
-    (code, x, grad_x_hat), directions = term, W_dec.flatten(0, 1)
+    codes, xs, grads = zip(*terms, strict=True)
+    code, directions = joined(codes), W_dec.flatten(0, 1)
+    x, grad_x_hat = (torch.cat([part.flatten(0, 1) for part in parts]) for parts in (xs, grads))
     by_feature = ByFeature(code, len(directions))
     grad_pre = by_feature.transpose(products(grad_x_hat, directions, code) * (code.values > 0))
     values = by_feature.transpose(code.values)
