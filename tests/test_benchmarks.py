@@ -39,7 +39,7 @@ def test_the_product_is_the_unit_of_the_training_steps(written: Path) -> None:
     assert (steps["seconds_min"] <= steps["seconds"]).all()
     assert (steps["seconds"] <= steps["seconds_max"]).all()
     for label in (peer.label for peer in PEERS if peer.version()):
-        assert {label, f"{label}, its AuxK, {ours.DEAD_PCT} % dead"} <= set(steps.index[5:])
+        assert {label, f"{label}, its AuxK, {ours.DEAD_PCT} % dead"} <= set(steps.index[8:])
 
 
 def test_steps_and_points_make_up_a_run(written: Path) -> None:

@@ -11,13 +11,15 @@ from sae_outliers.sae.architectures.topk import TopK
 from sae_outliers.sae.base import StepOutput
 from sae_outliers.sae.evaluation import count_fates, fate_counter
 from sae_outliers.stats.transforms import Affine
-from sae_outliers.training.revival import AuxK
-from sae_outliers.training.trainer import Trainer
+from sae_outliers.training.revival import AuxK, Revival
+from sae_outliers.training.trainer import MOMENTS, STEPS_BETWEEN, Trainer
 from tests.benchmarks.plan import Size
 from tests.benchmarks.timing import Case
 
 PRODUCT = "encoder's product alone, x @ W_enc"
 DEAD_PCT = 20
+RELU_DEAD_PCT = 70  # the paper finds as many on AlphaFold 3
+DENORMAL = 1e-40  # about what Adam's moments of a feature come to after thousands of steps without a gradient
 ENDLESS = 10**9  # steps: the learning rate stays where it is
 NO_RATE = 1e-9  # a learning rate next to nothing: within a few steps AuxK would have revived some of the dead features
 
@@ -41,6 +43,11 @@ def training_cases(size: Size, x: Tensor) -> dict[str, Case]:
         "training step": step_of(plain(size, x.device), x),
         "training step, precision=bf16_select": step_of(plain(size, x.device, precision="bf16_select"), x),
         f"training step, revival=auxk, {DEAD_PCT} % dead": step_of(with_dead_features(size, x.device), x),
+        f"training step, revival=auxk, {RELU_DEAD_PCT} % dead by ReLU": step_of(dead_by_relu(size, x, AuxK()), x),
+        f"training step, {RELU_DEAD_PCT} % dead by ReLU": step_of(dead_by_relu(size, x), x),
+        f"training step, {RELU_DEAD_PCT} % dead by ReLU, their moments denormal": step_of(
+            dead_by_relu(size, x, moments=DENORMAL), x
+        ),
         "training step, dense autograd twin": step_of(plain(size, x.device, kind=DenseTopK), x),
     }
 
@@ -74,6 +81,25 @@ def with_dead_features(size: Size, device: torch.device) -> Trainer:
     shorten(trainer.sae.W_enc[:, :dead])
     trainer.step = trainer.cfg.dead_window // size.batch + 1
     trainer.last_fired.fill_(trainer.tokens)[:dead] = 0
+    return trainer
+
+
+def dead_by_relu(size: Size, x: Tensor, revival: Revival | None = None, moments: float = 0) -> Trainer:
+    """A trainer of which RELU_DEAD_PCT percent of the features are positive on no token of x, and have such moments.
+
+    It drops denormal ones at its hundredth step, which a measurement does not reach.
+    """
+    trainer = Trainer(topk(size, x.device), replace(config(size), lr=NO_RATE), revival)
+    dead = size.n_features * RELU_DEAD_PCT // 100
+    with torch.no_grad():
+        trainer.sae.b_enc[:dead] = -1e6
+    trainer.train_step(x)
+    for name in ("W_enc", "b_enc", "W_dec"):
+        for moment in MOMENTS:
+            trainer.optimizer.state[trainer.optimised[name]][moment][:dead] = moments
+    if revival:
+        trainer.step = trainer.cfg.dead_window // size.batch // STEPS_BETWEEN * STEPS_BETWEEN + STEPS_BETWEEN
+        trainer.last_fired.fill_(trainer.tokens)[:dead] = 0
     return trainer
 
 

@@ -83,9 +83,10 @@ def _race(plan: Plan, frame: pd.DataFrame) -> Iterator[str]:
     yield peers.absent()
     yield (
         "The peers run as they are by default, and SAELens also as its runner compiles it; autocast stays off, but on "
-        "a GPU sparsify turns it to bfloat16 by itself. No feature counts as dead but in the rows that say so: only "
-        "there is an auxiliary loss computed, each library's own with as many features as it takes; sparsify's is "
-        f"weighted by {peers.AUXK_ALPHA:g}."
+        "a GPU sparsify turns it to bfloat16 by itself. No feature counts as dead but in the rows that say so. Those "
+        "with AuxK compute each library's own auxiliary loss, with as many features as it takes; sparsify's is "
+        f"weighted by {peers.AUXK_ALPHA:g}. Where Adam's moments of dead features are denormal, they are what they "
+        "come to in thousands of steps without a gradient, and what this project's trainer sets to 0."
     )
 
 
