@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from sae_outliers.analysis.aggregation import aggregate, read_inputs
-from sae_outliers.analysis.clock import fit_law, halves, predicted_steps, timed_runs
+from sae_outliers.analysis.clock import fit_law, halves, predicted_steps, settings, timed_runs
 from sae_outliers.analysis.config import AggregateConfig
 from tests.conftest import ROOT
 from tests.test_recovery import make_curve, store_run
@@ -50,6 +50,11 @@ def test_a_quantity_that_does_not_vary_has_no_exponent() -> None:
     np.testing.assert_allclose(law.steps(runs), runs["half_bias"])
     assert "batch size" not in law.exponents
     assert (law.exponents["max|μ_i|"], law.exponents["lr"]) == pytest.approx((1, -1))
+
+
+def test_runs_that_differ_in_seeds_alone_are_one_setting() -> None:
+    runs = powers(5)
+    assert settings(pd.concat([runs, runs, runs])) == settings(runs) == 5
 
 
 def test_runs_with_a_revival_or_without_an_end_do_not_enter() -> None:

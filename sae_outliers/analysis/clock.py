@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from sae_outliers.stats.theory import bias_half_time
 
-MIN_RUNS = 14  # below this, half of them say nothing of six coefficients
+MIN_SETTINGS = 14  # below this, half of the runs say nothing of six coefficients
 
 
 class Law(NamedTuple):
@@ -54,6 +54,11 @@ def fit_law(runs: pd.DataFrame) -> Law:
     design = np.column_stack([np.ones(len(runs)), varying])
     solution = np.linalg.lstsq(design, np.log(runs["half_bias"].to_numpy(float)), rcond=None)[0]
     return Law(float(np.exp(solution[0])), dict(zip(varying.columns, solution[1:].tolist(), strict=True)))
+
+
+def settings(runs: pd.DataFrame) -> int:
+    """Return how many runs differ in more than their seeds, which tell nothing of the exponents."""
+    return len(logs(runs).round(2).drop_duplicates())
 
 
 def predicted_steps(runs: pd.DataFrame) -> NDArray[np.float64]:

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from sae_outliers.analysis.clock import MIN_RUNS, fit_law, halves, predicted_steps, timed_runs
+from sae_outliers.analysis.clock import MIN_SETTINGS, fit_law, halves, predicted_steps, settings, timed_runs
 from sae_outliers.analysis.inputs import EVERY, Inputs
 from sae_outliers.analysis.tables import table
 
@@ -41,9 +41,9 @@ def bias_clock(inputs: Inputs) -> pd.DataFrame:
 
 @table("bias_clock_law", LAW_NOTE, "trained", ("offset_max",), apart=EVERY)
 def bias_clock_law(inputs: Inputs) -> pd.DataFrame:
-    """Return the coefficients and errors of the law; nothing for fewer than MIN_RUNS runs."""
+    """Return the coefficients and errors of the law; nothing for fewer than MIN_SETTINGS settings."""
     runs = timed_runs(inputs.trained.runs)
-    if len(runs) < MIN_RUNS:
+    if settings(runs) < MIN_SETTINGS:
         return pd.DataFrame()
     fitted, others = halves(runs)
     columns = {}
