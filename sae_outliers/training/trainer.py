@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -163,4 +162,4 @@ def drop_negligible(optimizer: torch.optim.Optimizer) -> None:
     """Set what is negligible of an optimiser's moments to 0."""
     for state in optimizer.state.values():
         for name in MOMENTS:
-            state[name].copy_(F.hardshrink(state[name], NEGLIGIBLE))
+            torch.hardshrink(state[name], NEGLIGIBLE, out=state[name])
