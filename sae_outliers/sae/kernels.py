@@ -183,7 +183,7 @@ def largest_positive(pre: Tensor, k: int) -> Code:
 
 
 def indices_of(chosen: Tensor) -> Tensor:
-    """Return the indices of what is True in a vector. Numpy finds a few among many in a tenth of torch's time."""
+    """Return the indices of what is True in a vector. Numpy takes a fifth to a twelfth of torch's time."""
     if chosen.device.type == "cpu":
         return torch.from_numpy(np.flatnonzero(chosen.numpy()))
     return chosen.nonzero()[:, 0]
