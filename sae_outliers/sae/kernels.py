@@ -29,7 +29,7 @@ CACHE = 1 << 24  # ... all of it takes more bytes than this, and so many columns
 RANKED_AT_ONCE = 128  # values of a row, from which on `largest` ranks pools first
 SORTED_AT_ONCE = 512  # values of a row, up to which numpy sorts them sooner than topk finds the largest ...
 SORTING_THREADS = 4  # ... on so many threads at most: numpy uses one, and topk all of them
-SAMPLE = 64  # rows that tell whether few enough are positive for none to be ranked
+SAMPLE = 64  # tokens that tell how many of their pre-activations are positive
 EXTRA_CANDIDATES = 16  # candidates beyond k that the product in bfloat16 names
 
 

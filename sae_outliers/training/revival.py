@@ -14,11 +14,10 @@ from torch import Tensor
 
 from sae_outliers.sae.architectures.jumprelu import JumpReLU
 from sae_outliers.sae.base import SparseAutoencoder, StepOutput
-from sae_outliers.sae.kernels import ByFeature, choose_positive, decode, largest, with_gradient
+from sae_outliers.sae.kernels import SAMPLE, ByFeature, choose_positive, decode, largest, with_gradient
 from sae_outliers.utils.options import Choice, check_number, chosen_type
 from sae_outliers.utils.registry import Registry
 
-SAMPLE = 64  # tokens that tell how many features AuxK chooses: dead by ReLU, they are few
 ALIGNED = 16  # features: with another number, two of the products of AuxK take 1.5 times as long
 
 
@@ -90,8 +89,8 @@ class AuxK(Revival):
         k = min(self.k_of(sae.d_model), len(dead))
         weights = feature_weights(sae, dead)
         # measured: products with a code that is not sparse take longer than dense ones
-        chosen = min(k, mean_positive(x[:SAMPLE], sae.b_dec, *weights[:2]))
-        reconstruct = reconstruct_densely if 8 * chosen > len(dead) else reconstruct_sparsely
+        many = 8 * k > len(dead) and 8 * mean_positive(x[:SAMPLE] - sae.b_dec, *weights[:2]) > len(dead)
+        reconstruct = reconstruct_densely if many else reconstruct_sparsely
         e = output.residual
         error = (e - reconstruct(x, sae.b_dec, *weights, k)).square().sum()
         spread = (e - e.mean(0)).square().sum()
@@ -210,9 +209,9 @@ def revival_type(cfg: Choice) -> type[Revival]:
 
 
 @torch.no_grad()
-def mean_positive(x: Tensor, b_dec: Tensor, W_enc: Tensor, b_enc: Tensor) -> float:
-    """Return how many pre-activations of a token are positive, in the mean over x [tokens, d_model]."""
-    return (pre_activations(x, b_dec, W_enc, b_enc) > 0).sum().item() / len(x)
+def mean_positive(x: Tensor, W_enc: Tensor, b_enc: Tensor) -> float:
+    """Return how many pre-activations of a token are positive, in the mean over x [tokens, d_model] less b_dec."""
+    return (torch.addmm(b_enc, x, W_enc) > 0).sum().item() / len(x)
 
 
 def reconstruct_sparsely(x: Tensor, b_dec: Tensor, W_enc: Tensor, b_enc: Tensor, W_dec: Tensor, k: int) -> Tensor:

@@ -27,7 +27,7 @@ from sae_outliers.sae.kernels import (
     weighted_rows,
 )
 from sae_outliers.training.revival import AuxK, Revival
-from sae_outliers.training.trainer import MOMENTS, STEPS_BETWEEN, Trainer, drop_negligible
+from sae_outliers.training.trainer import MOMENTS, Trainer, drop_negligible
 
 # pre-activations of a batch that all members together may have: with more, a step leaves the CPU's cache
 LARGEST = {"cpu": 1 << 22, "cuda": 1 << 28}
@@ -111,8 +111,7 @@ class Stack:
         fired = code.fired(self.members * self.n_features).view(self.members, self.n_features)
         losses = residual.square().sum((1, 2)) * self.per_token
         self.last_fired.masked_fill_(fired, self.trainers[0].tokens + self.batch_size)
-        if (self.trainers[0].step + 1) % STEPS_BETWEEN == 0:
-            drop_negligible(self.optimizer)
+        drop_negligible(self.optimizer, self.trainers[0].step + 1)
         for m, one in enumerate(self.trainers):
             one.step, one.loss = one.step + 1, losses[m]
             if type(one.revival).after_step is not Revival.after_step:
@@ -172,6 +171,12 @@ class Term(NamedTuple):
     grad_x_hat: Tensor  # of the loss by the reconstruction, likewise
 
 
+def rows_of(parts: Sequence[Tensor]) -> Tensor:
+    """Return the rows of all parts [members, tokens, d_model], one after the other; those of one are not copied."""
+    rows = [part.flatten(0, 1) for part in parts]
+    return rows[0] if len(rows) == 1 else torch.cat(rows)
+
+
 def gradients(terms: Sequence[Term], W_enc: Tensor, W_dec: Tensor) -> dict[str, Tensor]:
     """Return what reaches the weights through codes, as `kernels.with_gradient` and `decode` form it.
 
@@ -180,7 +185,7 @@ def gradients(terms: Sequence[Term], W_enc: Tensor, W_dec: Tensor) -> dict[str, 
     """
     codes, xs, grads = zip(*terms, strict=True)
     code, directions = joined(codes), W_dec.flatten(0, 1)
-    x, grad_x_hat = (torch.cat([part.flatten(0, 1) for part in parts]) for parts in (xs, grads))
+    x, grad_x_hat = rows_of(xs), rows_of(grads)
     by_feature = ByFeature(code, len(directions))
     grad_pre = by_feature.transpose(products(grad_x_hat, directions, code) * (code.values > 0))
     values = by_feature.transpose(code.values)

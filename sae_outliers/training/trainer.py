@@ -81,8 +81,7 @@ class Trainer:
         if self.sae.unit_norm_decoder:
             self.sae.normalize_decoder()
         self.step += 1
-        if self.step % STEPS_BETWEEN == 0:
-            drop_negligible(self.optimizer)
+        drop_negligible(self.optimizer, self.step)
         self.last_fired.masked_fill_(output.fired, self.tokens)
         self.loss = output.loss.detach()
         self.revive(x, output)
@@ -158,8 +157,10 @@ class Trainer:
 
 
 @torch.no_grad()
-def drop_negligible(optimizer: torch.optim.Optimizer) -> None:
-    """Set what is negligible of an optimiser's moments to 0."""
+def drop_negligible(optimizer: torch.optim.Optimizer, step: int) -> None:
+    """Set what is negligible of an optimiser's moments to 0, where it is time for that after step `step`."""
+    if step % STEPS_BETWEEN:
+        return
     for state in optimizer.state.values():
         for name in MOMENTS:
             torch.hardshrink(state[name], NEGLIGIBLE, out=state[name])

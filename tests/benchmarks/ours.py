@@ -12,7 +12,7 @@ from sae_outliers.sae.base import StepOutput
 from sae_outliers.sae.evaluation import count_fates, fate_counter
 from sae_outliers.stats.transforms import Affine
 from sae_outliers.training.revival import AuxK, Revival
-from sae_outliers.training.trainer import MOMENTS, STEPS_BETWEEN, Trainer
+from sae_outliers.training.trainer import MOMENTS, Trainer
 from tests.benchmarks.plan import Size
 from tests.benchmarks.timing import Case
 
@@ -79,15 +79,14 @@ def with_dead_features(size: Size, device: torch.device) -> Trainer:
     trainer = Trainer(topk(size, device), replace(config(size), lr=NO_RATE), AuxK())
     dead = size.n_features * DEAD_PCT // 100
     shorten(trainer.sae.W_enc[:, :dead])
-    trainer.step = trainer.cfg.dead_window // size.batch + 1
-    trainer.last_fired.fill_(trainer.tokens)[:dead] = 0
+    forget(trainer, dead)
     return trainer
 
 
 def dead_by_relu(size: Size, x: Tensor, revival: Revival | None = None, moments: float = 0) -> Trainer:
     """A trainer of which RELU_DEAD_PCT percent of the features are positive on no token of x, and have such moments.
 
-    It drops denormal ones at its hundredth step, which a measurement does not reach.
+    Without a revival it is at its first step, and drops denormal ones at the hundredth, which no measurement reaches.
     """
     trainer = Trainer(topk(size, x.device), replace(config(size), lr=NO_RATE), revival)
     dead = size.n_features * RELU_DEAD_PCT // 100
@@ -98,9 +97,14 @@ def dead_by_relu(size: Size, x: Tensor, revival: Revival | None = None, moments:
         for moment in MOMENTS:
             trainer.optimizer.state[trainer.optimised[name]][moment][:dead] = moments
     if revival:
-        trainer.step = trainer.cfg.dead_window // size.batch // STEPS_BETWEEN * STEPS_BETWEEN + STEPS_BETWEEN
-        trainer.last_fired.fill_(trainer.tokens)[:dead] = 0
+        forget(trainer, dead)
     return trainer
+
+
+def forget(trainer: Trainer, dead: int) -> None:
+    """Bring a trainer to a step at which the first `dead` features have not fired for a long time."""
+    trainer.step = trainer.cfg.dead_window // trainer.cfg.batch_size + 1
+    trainer.last_fired.fill_(trainer.tokens)[:dead] = 0
 
 
 @torch.no_grad()
