@@ -375,24 +375,27 @@ def test_what_was_trained_centred_and_folded_needs_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "dead", "never_positive", "in_bias", "always_on", "action"),
+    ("kind", "dead", "never_positive", "in_bias", "always_on", "gamma", "action"),
     [
-        ("fine", 1, 0, 0.0, 0, Action.NOTHING),
-        ("centre", 1, 0, 0.0, 5, Action.NOTHING),
-        ("centre", 1, 0, 0.0, 40, Action.FOLD),
-        ("centre", 30, 20, 0.1, 5, Action.FOLD),
-        ("centre", 80, 70, 0.1, 30, Action.RETRAIN),
-        ("whiten", 80, 70, 0.1, 30, Action.WHITEN),
-        ("centre", 30, 20, 1.0, 0, Action.RETRAIN),
-        ("centre", 30, 2, 1.0, 0, Action.ENLARGE_K),
-        ("fine", 30, 2, 0.0, 0, Action.ENLARGE_K),
+        ("fine", 1, 0, 0.0, 0, 0.4, Action.NOTHING),
+        ("centre", 1, 0, 0.0, 5, 1.5, Action.NOTHING),
+        ("centre", 1, 0, 0.0, 40, 1.5, Action.FOLD),
+        ("centre", 30, 20, 0.1, 5, 0.9, Action.FOLD),
+        ("centre", 80, 70, 0.1, 30, 4.5, Action.RETRAIN),
+        ("centre", 94, 94, 0.6, 50, 16.0, Action.RETRAIN),  # γ = 40: most of it in b_dec, and still too much left
+        ("centre", 40, 30, 0.9, 12, 2.0, Action.FOLD),
+        ("whiten", 80, 70, 0.1, 30, 4.5, Action.WHITEN),
+        ("centre", 30, 20, 1.0, 0, 0.1, Action.RETRAIN),
+        ("centre", 30, 2, 1.0, 0, 0.1, Action.ENLARGE_K),
+        ("fine", 30, 2, 0.0, 0, 0.4, Action.ENLARGE_K),
     ],
 )
 def test_advice_follows_from_dead_features_and_who_holds_the_mean(
-    kind: str, dead: float, never_positive: float, in_bias: float, always_on: float, action: Action
+    kind: str, dead: float, never_positive: float, in_bias: float, always_on: float, gamma: float, action: Action
 ) -> None:
-    advice = advise(Verdict(kind, "mean", ""), dead, never_positive, in_bias, always_on, 1.0)
+    advice = advise(Verdict(kind, "mean", ""), dead, never_positive, in_bias, always_on, gamma)
     assert advice.action == action
+    assert gamma <= 1 or "not in the way" not in advice.reason
 
 
 def test_a_recommended_centering_stands_for_the_saes_own_preprocessing(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import norm
 
 from sae_outliers.analysis.conditions import CONDITIONS as STUDY
 from sae_outliers.analysis.conditions import condition_name, conditions_among
@@ -141,12 +142,23 @@ def test_the_course_has_the_extremes_on_the_way_and_the_median_over_seeds(tmp_pa
         ends = trained(mean_in_bias=mean_in_bias[-1], mmcs=0.9, dead_pct_final_relu=0.0)
         store_run(tmp_path, make_record(run_id=name, dead_pct_init_relu=10.0, sae_seed=seed, **ends), curve)
     table = next(one for one in make_tables(read(tmp_path)) if one.name == "course")
+    half_back = (("", 1 + 25 / 30), (" least", 2 + 5 / 20), (" most", 1 + 45 / 70))  # in sixths, of γ = 1
     assert table.frame.iloc[0].drop(["model", "layer", "condition"]).to_dict() == {
         "runs": 3, "init ReLU": 10, "peak ReLU": 50, "peak ReLU least": 30, "peak ReLU most": 90, "steps to peak": 10,
         "end ReLU": 0, "end ReLU least": 0, "end ReLU most": 0, "peak always on": 3, "peak of their L0 %": 30,
         "lowest MMCS": 0.3, "end MMCS": 0.9, "steps to half": 15, "steps to half least": 10, "steps to 95 %": 30,
-        "mean in bias": 0.96,
+        "mean in bias": 0.96, **{f"γ left with half back{of}": pytest.approx(1 - parts / 6) for of, parts in half_back},
     }  # fmt: skip
+
+
+def test_what_never_died_or_came_back_leaves_no_gamma(tmp_path: Path) -> None:
+    bias = {"step": [0, 10, 20], "mean_in_bias": 0.5, "always_on": 0, "always_on_l0_pct": 0}
+    for name, relu in {"topk": [0.0, 1.0, 0.0], "relu": [20.0, 90.0, 60.0]}.items():
+        record = make_record(run_id=name, sae=name, n_features=512, **trained(mean_in_bias=0.5))
+        store_run(tmp_path, record, make_curve([90] * 3, relu).assign(**bias))
+    table = next(one for one in make_tables(read(tmp_path)) if one.name == "course")
+    assert len(table.frame) == 2
+    assert "γ left with half back" not in table.frame
 
 
 def test_runs_without_their_files_leave_blanks(tmp_path: Path) -> None:
@@ -361,7 +373,7 @@ def test_every_figure_is_drawn_of_natural_and_planted_runs(tmp_path: Path) -> No
         for gamma in (0.5, 3.0, 30.0):
             store_conditions(tmp_path, f"g{gamma}", model=model, planted_gamma=gamma, gamma=gamma)
     figures = drawn(tmp_path)
-    names = ("planted_curves", "recovery_against_bias", "recovery_bars", "recovery_time")
+    names = ("planted_curves", "gamma_left", "recovery_bars", "recovery_time")
     assert set(figures) == {"death_curves", *names}
     for figure in figures.values():
         figure.draw_without_rendering()
@@ -384,18 +396,25 @@ def test_bars_of_many_models_take_several_rows(models: int, rows: int) -> None:
     assert sum(len(axes.get_xticks()) for axes in figure.axes) == models
 
 
-def test_only_uncentered_runs_are_drawn_against_the_bias(tmp_path: Path) -> None:
-    store_conditions(tmp_path, "a")
-    store_conditions(tmp_path, "b", planted_gamma=30.0, gamma=30.0)
-    topk, relu, _colorbar = drawn(tmp_path)["recovery_against_bias"].axes
-    paths = {axes: axes.collections[0].get_segments() for axes in (topk, relu)}
-    assert len(paths[topk]) == len(paths[relu]) == 4
-    np.testing.assert_allclose(paths[topk][0], [[1, 80], [0.75, 60], [0.5, 40]])
-    np.testing.assert_allclose(paths[relu][0], [[1, 20], [0.75, 15], [0.5, 12]])
-    natural, planted = (np.asarray(ends.get_offsets()).tolist() for ends in topk.collections[1:])
-    assert natural == planted == [[0.5, 40], [0.5, 30]]
-    left, right = topk.get_xlim()
-    assert left > right  # training goes to the right
+def test_recovery_is_drawn_against_what_b_dec_leaves_of_gamma(tmp_path: Path) -> None:
+    curve = make_curve([90] * 5, [20, 60, 40, 30, 10])  # b_dec holds half of the mean at the end
+    store_run(tmp_path, make_record(run_id="a", gamma=2.0, n_eval=5000, **trained()), curve)
+    store_run(tmp_path, make_record(run_id="b", gamma=40.0, n_eval=5000, **trained(), revival="auxk"), curve)
+    for i, hidden in enumerate(({"centering": "on"}, {"freeze_b_dec": True}, {"sae": "relu"})):
+        store_run(tmp_path, make_record(run_id=str(i), n_eval=5000, **trained() | hidden), curve)
+    figure = drawn(tmp_path)["gamma_left"]
+    plain, auxk, _colorbar = figure.axes
+    assert [axes.get_title("left") for axes in (plain, auxk)] == ["TopK", "+ AuxK"]
+    for axes, gamma in ((plain, 2), (auxk, 40)):  # from the most dead on
+        (path,) = axes.collections[0].get_segments()
+        np.testing.assert_allclose(path, np.transpose([gamma * np.array([0.875, 0.75, 0.625, 0.5]), [60, 40, 30, 10]]))
+        np.testing.assert_allclose(axes.collections[1].get_offsets(), [[gamma / 2, 10]])
+        left, right = axes.get_xlim()
+        assert left > right  # training goes to the right
+        at, percent = (np.asarray(along) for along in axes.lines[0].get_data())
+        np.testing.assert_allclose(percent, 100 * norm.cdf(-norm.ppf(1 - 1 / 5000) / at), atol=1e-9)
+    store_run(tmp_path, make_record(run_id="c", gamma=2.0, n_eval=100, **trained()), curve)
+    assert not drawn(tmp_path)["gamma_left"].axes[0].lines  # of two numbers of tokens there is no one closed form
 
 
 def test_the_bias_is_drawn_over_the_steps_of_plain_and_frozen_runs_of_a_planted_gamma(tmp_path: Path) -> None:

@@ -39,8 +39,8 @@ class Trained(NamedTuple):
     Attributes:
         runs: a row per record, with its `condition`, `half_topk` and `half_relu` in training tokens, `half_bias` in
             training steps, and `features`, a Features or None where they are not on disk.
-        curves: a row per point of a run, with the columns CURVE_OWNER of its record; empty where no run has curves on
-            disk.
+        curves: a row per point of a run, with the columns CURVE_OWNER of its record and `gamma_left`, the γ of what
+            its encoder multiplies: ‖μ - b_dec‖/‖σ‖, where nothing whitens; empty where no run has curves on disk.
     """
 
     runs: pd.DataFrame
@@ -77,7 +77,14 @@ def read_curves(runs: pd.DataFrame, pool: Executor) -> pd.DataFrame:
     points = pa.concat_tables(found.values(), promote_options="permissive").to_pandas(ignore_metadata=True)
     of_run = runs[CURVE_OWNER].set_index("run_dir", drop=False).loc[list(found)]
     owners = of_run.take(np.repeat(np.arange(len(found)), [len(curve) for curve in found.values()]))
-    return pd.concat([points, owners.reset_index(drop=True)], axis="columns")
+    curves = pd.concat([points, owners.reset_index(drop=True)], axis="columns")
+    return curves.assign(gamma_left=curves["gamma"] * curves.get("b_dec_distance", np.nan))
+
+
+def since_most_dead(curves: pd.DataFrame) -> pd.DataFrame:
+    """Return the points of each run from that on at which most of its features are dead by ReLU."""
+    peak = curves.groupby("run_dir")["dead_pct_relu"].transform("idxmax")
+    return curves[curves.index >= peak]
 
 
 def read_features(run_dir: str, digests: Any = None) -> Features | None:

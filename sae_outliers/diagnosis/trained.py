@@ -21,9 +21,10 @@ from sae_outliers.stats.transforms import Affine
 
 # of the features, in percent: fewer dead ones than this are usual in a finished SAE
 DEAD_PCT = 5.0
-# Below this share of the mean in the bias, features have to carry it, and those that point away from it stay dead.
-# In the runs of docs/recovery.md features came back from when the bias held half of the mean
-HELD_BY_BIAS = 0.5
+# Below this share of the mean in the bias, or above this γ of what the bias leaves, features have to carry the mean,
+# and those that point away from it stay dead. In the runs of docs/recovery.md half of those that had died were back
+# when between 1.1 and 2.6 was left, at γ = 2 as at 40
+HELD_BY_BIAS, GAMMA_LEFT = 0.5, 1.0
 # a share of the active features from which always-on ones are worth removing
 ALWAYS_ON_L0_PCT = 10.0
 # percent dead from which on there is more to train anew than to keep
@@ -176,7 +177,7 @@ def advise(
 
     `gamma` is that of what its encoder multiplies, after b_dec.
     """
-    off_center = layer.kind != FINE and mean_in_bias < HELD_BY_BIAS
+    off_center = layer.kind != FINE and (mean_in_bias < HELD_BY_BIAS or gamma > GAMMA_LEFT)
     if dead_pct <= DEAD_PCT and not (off_center and always_on_l0_pct > ALWAYS_ON_L0_PCT):
         return Advice(Action.NOTHING, f"{dead_pct:.1f} % of its features are dead, which is usual")
     dead = f"{dead_pct:.1f} % of its features are dead"

@@ -3,8 +3,10 @@
 import pandas as pd
 
 from sae_outliers.analysis.inputs import EVERY, Inputs
+from sae_outliers.analysis.stats import time_to_half
 from sae_outliers.analysis.tables import table
 from sae_outliers.analysis.tables.trained import medians, runs_apart, shown
+from sae_outliers.analysis.trained import MIN_DEAD, since_most_dead
 
 NEARLY_ALL = 0.95  # of the mean
 OF_RUNS = {
@@ -19,15 +21,16 @@ OF_RUNS = {
     "half_bias": "steps to half",
     "nearly_all_bias": "steps to 95 %",
     "mean_in_bias": "mean in bias",
+    "gamma_left_half_back": "γ left with half back",
 }
-SPREAD = ("relu_peak", "dead_pct_final_relu", "half_bias")
+SPREAD = ("relu_peak", "dead_pct_final_relu", "half_bias", "gamma_left_half_back")
 NOTE = (
     "Of each kind of trained SAE what its curves went through; medians over its runs, with least and most for some. "
     "ReLU: percentage of features dead by ReLU at the start, at its peak, the steps until that, and at the end. Always "
     "on: features active on more than 90 % of the tokens, and their share of L0, each at its peak. MMCS: mean max "
     "cosine similarity with the true features, at its lowest and at the end. Steps to half and to 95 %: until b_dec "
     "holds so much of the mean; blank where half of the runs did not come so far. Mean in bias: b_dec · μ/‖μ‖² at the "
-    "end."
+    "end. γ left with half back: ‖μ - b_dec‖/‖σ‖ when only half as many are dead by ReLU as at the peak."
 )
 
 
@@ -37,7 +40,8 @@ def course(inputs: Inputs) -> pd.DataFrame:
     runs, curves = inputs.trained
     if not {"always_on", "mean_in_bias"} <= set(curves):
         return pd.DataFrame()
-    grouped = runs_apart(runs.join(_on_the_way(curves), on="run_dir"), inputs.by)
+    left = _gamma_left_with_half_back(curves, runs.set_index("run_dir")["n_features"])
+    grouped = runs_apart(runs.join(_on_the_way(curves), on="run_dir").join(left, on="run_dir"), inputs.by)
     return shown(medians(grouped, OF_RUNS, SPREAD), inputs.by)
 
 
@@ -53,3 +57,14 @@ def _on_the_way(curves: pd.DataFrame) -> pd.DataFrame:
         mmcs_lowest=points["mmcs"].min(),
         nearly_all_bias=reached.reindex(found.index, fill_value=float("inf")),
     )
+
+
+def _gamma_left_with_half_back(curves: pd.DataFrame, n_features: pd.Series) -> pd.Series:
+    """Return by run_dir the γ that b_dec left when half of those were back that had been dead by ReLU.
+
+    inf where half never were, NaN where few had died.
+    """
+    recovery = since_most_dead(curves).groupby("run_dir")[["gamma_left", "dead_pct_relu"]]
+    found = recovery.apply(lambda points: time_to_half(points["gamma_left"], points["dead_pct_relu"]))
+    died = curves.groupby("run_dir")["dead_pct_relu"].max() * n_features.reindex(found.index) / 100
+    return found.where(died >= MIN_DEAD).rename("gamma_left_half_back")
