@@ -140,14 +140,15 @@ def test_the_course_has_the_extremes_on_the_way_and_the_median_over_seeds(tmp_pa
             mmcs=[0.4, 0.3, 0.8, 0.9],
         )  # fmt: skip
         ends = trained(mean_in_bias=mean_in_bias[-1], mmcs=0.9, dead_pct_final_relu=0.0)
-        store_run(tmp_path, make_record(run_id=name, dead_pct_init_relu=10.0, sae_seed=seed, **ends), curve)
+        store_run(tmp_path, make_record(run_id=name, gamma=1.6, dead_pct_init_relu=10.0, sae_seed=seed, **ends), curve)
     table = next(one for one in make_tables(read(tmp_path)) if one.name == "course")
-    half_back = (("", 1 + 25 / 30), (" least", 2 + 5 / 20), (" most", 1 + 45 / 70))  # in sixths, of γ = 1
+    points = {"": 1 + 25 / 30, " least": 2 + 5 / 20, " most": 1 + 45 / 70}  # of the curve, between which half are back
+    left = {f"γ left with half back{of}": pytest.approx(1.6 * (1 - at / 6)) for of, at in points.items()}
     assert table.frame.iloc[0].drop(["model", "layer", "condition"]).to_dict() == {
         "runs": 3, "init ReLU": 10, "peak ReLU": 50, "peak ReLU least": 30, "peak ReLU most": 90, "steps to peak": 10,
         "end ReLU": 0, "end ReLU least": 0, "end ReLU most": 0, "peak always on": 3, "peak of their L0 %": 30,
         "lowest MMCS": 0.3, "end MMCS": 0.9, "steps to half": 15, "steps to half least": 10, "steps to 95 %": 30,
-        "mean in bias": 0.96, **{f"γ left with half back{of}": pytest.approx(1 - parts / 6) for of, parts in half_back},
+        "mean in bias": 0.96, "steps to γ left 1": 30, **left,
     }  # fmt: skip
 
 

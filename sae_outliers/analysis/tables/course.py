@@ -9,6 +9,7 @@ from sae_outliers.analysis.tables.trained import medians, runs_apart, shown
 from sae_outliers.analysis.trained import MIN_DEAD, since_most_dead
 
 NEARLY_ALL = 0.95  # of the mean
+GAMMA_LEFT = 1.0  # at which next to none is dead by ReLU, whatever γ was
 OF_RUNS = {
     "dead_pct_init_relu": "init ReLU",
     "relu_peak": "peak ReLU",
@@ -21,6 +22,7 @@ OF_RUNS = {
     "half_bias": "steps to half",
     "nearly_all_bias": "steps to 95 %",
     "mean_in_bias": "mean in bias",
+    "steps_to_gamma_left": "steps to γ left 1",
     "gamma_left_half_back": "γ left with half back",
 }
 SPREAD = ("relu_peak", "dead_pct_final_relu", "half_bias", "gamma_left_half_back")
@@ -30,7 +32,8 @@ NOTE = (
     "on: features active on more than 90 % of the tokens, and their share of L0, each at its peak. MMCS: mean max "
     "cosine similarity with the true features, at its lowest and at the end. Steps to half and to 95 %: until b_dec "
     "holds so much of the mean; blank where half of the runs did not come so far. Mean in bias: b_dec · μ/‖μ‖² at the "
-    "end. γ left with half back: ‖μ - b_dec‖/‖σ‖ when only half as many are dead by ReLU as at the peak."
+    "end. γ left: ‖μ - b_dec‖/‖σ‖, the steps until it is 1, and what it is with half as many dead by ReLU as at the "
+    "peak."
 )
 
 
@@ -50,12 +53,16 @@ def _on_the_way(curves: pd.DataFrame) -> pd.DataFrame:
     at_peak = {"dead_pct_relu": "relu_peak", "always_on": "always_on_peak", "always_on_l0_pct": "always_on_l0_pct_peak"}
     points = curves.reindex(columns=["run_dir", *at_peak, "mmcs"]).groupby("run_dir")
     steps_to_peak = curves["step"].loc[points["dead_pct_relu"].idxmax()].to_numpy()
-    reached = curves[curves["mean_in_bias"] >= NEARLY_ALL].groupby("run_dir")["step"].min()
+    reached = {
+        "nearly_all_bias": curves["mean_in_bias"] >= NEARLY_ALL,
+        "steps_to_gamma_left": curves["gamma_left"] <= GAMMA_LEFT,
+    }
+    steps = {name: curves[there].groupby("run_dir")["step"].min() for name, there in reached.items()}
     found = points[list(at_peak)].max().rename(columns=at_peak)
     return found.assign(
         steps_to_peak=steps_to_peak,
         mmcs_lowest=points["mmcs"].min(),
-        nearly_all_bias=reached.reindex(found.index, fill_value=float("inf")),
+        **{name: of_runs.reindex(found.index, fill_value=float("inf")) for name, of_runs in steps.items()},
     )
 
 
