@@ -199,8 +199,8 @@ def advise(
         return Advice(
             Action.RETRAIN,
             f"{dead}, most of them never positive, though the mean is not in the way now (γ {gamma:.2f} after b_dec): "
-            "no gradient reaches them, so start them anew on centred tokens, or train with AuxK; if it was, they may be "
-            "more features than the tokens need",
+            "no gradient reaches them, so start them anew on centred tokens, or train with AuxK; if it was, they "
+            "may be more features than the tokens need",
         )
     return Advice(
         Action.ENLARGE_K,
