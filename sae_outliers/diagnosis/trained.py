@@ -23,7 +23,7 @@ from sae_outliers.stats.transforms import Affine
 DEAD_PCT = 5.0
 # Below this share of the mean in the bias, or above this γ of what the bias leaves, features have to carry the mean,
 # and those that point away from it stay dead. In the runs of docs/recovery.md half of those that had died were back
-# when between 1.1 and 2.6 was left, at γ = 2 as at 40
+# when between 0.5 and 2.6 was left, at γ = 2 as at 40
 HELD_BY_BIAS, GAMMA_LEFT = 0.5, 1.0
 # a share of the active features from which always-on ones are worth removing
 ALWAYS_ON_L0_PCT = 10.0
