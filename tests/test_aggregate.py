@@ -90,7 +90,7 @@ def test_records_become_tables_and_figures_and_nothing_else(tmp_path: Path) -> N
     names = ("spearman", "models", "conditions", "theory", "coverage", "recovery", "fates", "alignment", "trained")
     written = {f"{name}.{kind}" for name in names for kind in ("csv", "md", "tex")}
     assert {path.name for path in (tmp_path / "results/tables").iterdir()} == written
-    figures = ("gamma_vs_death", "gamma_by_depth", "death_curves", "recovery_bars", "gamma_left")
+    figures = ("gamma_vs_death", "gamma_by_depth", "death_curves", "recovery_bars")
     drawn = {f"{n}.{k}" for n in figures for k in ("png", "pdf")}
     assert {path.name for path in (tmp_path / "results/figures").iterdir()} == drawn
     assert {path.name for path in tmp_path.iterdir()} == {"results"}

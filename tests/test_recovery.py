@@ -416,6 +416,8 @@ def test_recovery_is_drawn_against_what_b_dec_leaves_of_gamma(tmp_path: Path) ->
         np.testing.assert_allclose(percent, 100 * norm.cdf(-norm.ppf(1 - 1 / 5000) / at), atol=1e-9)
     store_run(tmp_path, make_record(run_id="c", gamma=2.0, n_eval=100, **trained()), curve)
     assert not drawn(tmp_path)["gamma_left"].axes[0].lines  # of two numbers of tokens there is no one closed form
+    store_run(tmp_path / "few", make_record(**trained()), make_curve([90] * 3, [0.0, 1.0, 0.0]))
+    assert "gamma_left" not in drawn(tmp_path / "few")
 
 
 def test_the_bias_is_drawn_over_the_steps_of_plain_and_frozen_runs_of_a_planted_gamma(tmp_path: Path) -> None:

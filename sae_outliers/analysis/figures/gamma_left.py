@@ -19,6 +19,7 @@ from sae_outliers.analysis.trained import since_most_dead
 from sae_outliers.stats.theory import dead_by_relu
 
 LEAST = 0.05  # lines leave the figure below this γ
+FEW_PCT = 1.0  # of the features: where no more have died, there is nothing to come back
 
 
 @figure("gamma_left", "trained", ("gamma",), apart=("planted_gamma", "train_steps"))
@@ -29,8 +30,10 @@ def gamma_left(inputs: Inputs) -> Figure | None:
         return None
     uncentered = (curves["sae"] == "topk") & (curves["centering"] == "off") & curves["gamma_left"].notna()
     shown = curves[uncentered & ~curves["condition"].str.endswith("frozen b_dec")]
+    if not (shown["dead_pct_relu"] > FEW_PCT).any():
+        return None
     n_eval = runs.loc[runs["run_dir"].isin(shown["run_dir"]), "n_eval"].unique()
-    return draw(since_most_dead(shown), n_eval[0] if len(n_eval) == 1 else None) if len(shown) else None
+    return draw(since_most_dead(shown), n_eval[0] if len(n_eval) == 1 else None)
 
 
 @mpl.rc_context(STYLE)
@@ -57,7 +60,7 @@ def draw(curves: pd.DataFrame, n_eval: float | None) -> Figure:
     panels[0].set_ylabel("features dead by ReLU (%)")
     bar = figure.colorbar(mpl.cm.ScalarMappable(norm, COLORMAP), ax=list(panels), aspect=30, pad=0.01)
     gamma_axis(bar.ax, curves["gamma"], along="y")
-    figure.legend(handles=_keys(n_eval), loc="outside upper center", ncols=3)
+    figure.legend(handles=_keys(n_eval), loc="outside upper center", ncols=3 if len(conditions) > 1 else 1)
     return figure
 
 
