@@ -128,9 +128,14 @@ def with_half_times(runs: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
         columns = ["tokens", f"dead_pct_{death}"]
         curve = curves[columns].to_numpy(float) if len(curves) else np.empty((0, 2))
         times = {run_dir: time_to_half(*curve[rows].T) for run_dir, rows in points.items()}
-        dead = (runs[f"dead_pct_init_{death}"] * runs["n_features"] / 100).round()
-        found[f"half_{death}"] = runs["run_dir"].map(times).astype(float).where(dead >= MIN_DEAD)
+        enough = enough_dead(runs[f"dead_pct_init_{death}"], runs["n_features"])
+        found[f"half_{death}"] = runs["run_dir"].map(times).astype(float).where(enough)
     return runs.assign(**found)
+
+
+def enough_dead(percent: pd.Series, n_features: pd.Series) -> pd.Series:
+    """Return where so many of the features are dead that half of them tell something."""
+    return (percent * n_features / 100).round() >= MIN_DEAD
 
 
 def _steps_to_half_of_the_mean(curves: pd.DataFrame, points: Mapping[Any, Any]) -> dict[str, float]:

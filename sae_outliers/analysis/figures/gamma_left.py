@@ -1,7 +1,5 @@
 """How death by ReLU goes back against the γ that b_dec leaves."""
 
-from typing import Any
-
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
@@ -66,9 +64,9 @@ def draw(curves: pd.DataFrame, n_eval: float | None) -> Figure:
 
 def _lines(axes: Axes, curves: pd.DataFrame, norm: Normalize) -> None:
     """Draw a line for each run: one collection, for single lines by the thousand are slow."""
-    runs = [run for _, run in curves.groupby("run_dir", sort=False)]
-    colors: list[Any] = [COLORMAP(norm(run["gamma"].iloc[0])) for run in runs]
-    paths = [run[["gamma_left", "dead_pct_relu"]].to_numpy(float) for run in runs]
+    starts = np.flatnonzero(~curves["run_dir"].duplicated())
+    colors = [COLORMAP(norm(gamma)) for gamma in curves["gamma"].iloc[starts]]
+    paths = np.split(curves[["gamma_left", "dead_pct_relu"]].to_numpy(float), starts[1:])
     axes.add_collection(LineCollection(paths, colors=colors, linewidths=1.2))
     ends = np.array([path[-1] for path in paths])
     axes.scatter(ends[:, 0], ends[:, 1], s=14, c=colors, zorder=2)

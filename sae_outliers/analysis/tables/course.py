@@ -6,7 +6,7 @@ from sae_outliers.analysis.inputs import EVERY, Inputs
 from sae_outliers.analysis.stats import time_to_half
 from sae_outliers.analysis.tables import table
 from sae_outliers.analysis.tables.trained import medians, runs_apart, shown
-from sae_outliers.analysis.trained import MIN_DEAD, since_most_dead
+from sae_outliers.analysis.trained import enough_dead, since_most_dead
 
 NEARLY_ALL = 0.95  # of the mean
 GAMMA_LEFT = 1.0  # at which next to none is dead by ReLU, whatever γ was
@@ -43,8 +43,10 @@ def course(inputs: Inputs) -> pd.DataFrame:
     runs, curves = inputs.trained
     if not {"always_on", "mean_in_bias"} <= set(curves):
         return pd.DataFrame()
-    left = _gamma_left_with_half_back(curves, runs.set_index("run_dir")["n_features"])
-    grouped = runs_apart(runs.join(_on_the_way(curves), on="run_dir").join(left, on="run_dir"), inputs.by)
+    runs = runs.join(_on_the_way(curves), on="run_dir")
+    left = runs["run_dir"].map(_gamma_left_with_half_back(curves)).astype(float)
+    enough = enough_dead(runs["relu_peak"], runs["n_features"])
+    grouped = runs_apart(runs.assign(gamma_left_half_back=left.where(enough)), inputs.by)
     return shown(medians(grouped, OF_RUNS, SPREAD), inputs.by)
 
 
@@ -66,12 +68,9 @@ def _on_the_way(curves: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def _gamma_left_with_half_back(curves: pd.DataFrame, n_features: pd.Series) -> pd.Series:
-    """Return by run_dir the γ that b_dec left when half of those were back that had been dead by ReLU.
-
-    inf where half never were, NaN where few had died.
-    """
-    recovery = since_most_dead(curves).groupby("run_dir")[["gamma_left", "dead_pct_relu"]]
-    found = recovery.apply(lambda points: time_to_half(points["gamma_left"], points["dead_pct_relu"]))
-    died = curves.groupby("run_dir")["dead_pct_relu"].max() * n_features.reindex(found.index) / 100
-    return found.where(died >= MIN_DEAD).rename("gamma_left_half_back")
+def _gamma_left_with_half_back(curves: pd.DataFrame) -> dict[str, float]:
+    """Return by run_dir the γ that b_dec left when half of those were back that had been dead by ReLU; inf: never."""
+    recovery = since_most_dead(curves).reset_index(drop=True)
+    points = recovery[["gamma_left", "dead_pct_relu"]].to_numpy(float)
+    runs = recovery.groupby("run_dir").indices
+    return {str(run_dir): time_to_half(*points[rows].T) for run_dir, rows in runs.items()}
