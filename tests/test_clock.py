@@ -63,19 +63,30 @@ def test_runs_with_a_revival_or_without_an_end_do_not_enter() -> None:
     assert len(timed_runs(runs)) == 3
 
 
-def test_the_tables_are_of_the_curves_on_disk(tmp_path: Path) -> None:
-    for i, steps in enumerate(range(100, 1600, 100)):
+def aggregate_clock(directory: Path, half_times: range) -> None:
+    """Aggregate runs whose b_dec holds half of the mean after so many steps each."""
+    for i, steps in enumerate(half_times):
         curve = make_curve([80, 60, 40]).assign(step=[0, steps, 2 * steps], mean_in_bias=[0, 0.5, 1.0])
         ends = trained(mean_in_bias=1.0) | {"planted_gamma": 2.0, "gamma": 2.0, "lr": 1e-3}
         record = make_record(run_id=str(i), offset_max=steps / 1e4, input_scale="none", sae_seed=i, **ends)
-        store_run(tmp_path, record, curve)
-    aggregate(AggregateConfig(results_dir=str(tmp_path), by=["planted_gamma"]))
+        store_run(directory, record, curve)
+    aggregate(AggregateConfig(results_dir=str(directory), by=["planted_gamma"]))
+
+
+def test_the_tables_are_of_the_curves_on_disk(tmp_path: Path) -> None:
+    aggregate_clock(tmp_path, range(100, 1600, 100))
     runs = pd.read_csv(tmp_path / "tables/bias_clock.csv")
     assert runs["steps to half"].tolist() == list(range(100, 1600, 100))
     law = pd.read_csv(tmp_path / "tables/bias_clock_law.csv").set_index("of the law")
     assert law.loc["exponent of max|μ_i|"].tolist() == pytest.approx([1, 1])
     assert law.loc["median error"].tolist() == pytest.approx([1, 1])
     assert (tmp_path / "figures/bias_clock.png").is_file()
+
+
+def test_times_that_are_alike_show_no_clock(tmp_path: Path) -> None:
+    aggregate_clock(tmp_path, range(1000, 1300, 100))
+    assert len(pd.read_csv(tmp_path / "tables/bias_clock.csv")) == 3
+    assert not (tmp_path / "figures/bias_clock.png").exists()
 
 
 def test_the_law_that_is_shipped_is_the_one_of_the_committed_runs() -> None:

@@ -10,6 +10,7 @@ from sae_outliers.analysis.figures import figure
 from sae_outliers.analysis.figures.style import STYLE
 from sae_outliers.analysis.inputs import EVERY, Inputs
 
+LEAST_SPAN = 2.0  # between times closer than this there is no course to see, on logarithmic axes
 SCALES = {"none": ("#0072B2", "o"), "sqrt_d": ("#E69F00", "s"), "unit": ("#009E73", "D")}
 
 
@@ -17,7 +18,7 @@ SCALES = {"none": ("#0072B2", "o"), "sqrt_d": ("#E69F00", "s"), "unit": ("#009E7
 def bias_clock(inputs: Inputs) -> Figure | None:
     """Draw the runs in which b_dec came to hold half of the mean."""
     runs = timed_runs(inputs.trained.runs)
-    return draw(runs) if len(runs) > 1 else None
+    return draw(runs) if runs["half_bias"].max() >= LEAST_SPAN * runs["half_bias"].min() else None
 
 
 @mpl.rc_context(STYLE)
