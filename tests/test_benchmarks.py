@@ -103,7 +103,9 @@ def test_the_report_names_machine_versions_and_missing_peers(written: Path) -> N
     missing = [peer.distribution for peer in PEERS if not peer.version()]
     assert all(name in text for name in missing)
     assert ("make bench-peers" in text) == bool(missing)
-    assert (written / "growth.png").stat().st_size > 10_000
+    for name in ("growth.png", "stack.png"):
+        assert f"({name})" in (written / "README.md").read_text()
+        assert (written / name).stat().st_size > 10_000
 
 
 def test_what_a_gpu_is_to_run_runs_here_and_names_the_least_that_each_case_takes(tmp_path: Path) -> None:

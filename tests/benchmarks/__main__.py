@@ -54,7 +54,7 @@ def main() -> None:
         print(f"{name}: {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
     command = "make bench" if not arguments.quick else "python -m tests.benchmarks --quick"
     text = report.readme(plan, tables, facts, command)
-    report.write(directory, tables["growth"], text)
+    report.write(directory, tables, text)
     print(f"{text}\nWritten to {directory}")
 
 

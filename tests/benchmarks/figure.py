@@ -1,4 +1,4 @@
-"""growth.png: time and memory against each size, on logarithmic axes."""
+"""growth.png and stack.png: time and memory against each size, and what a stack saves, on logarithmic axes."""
 
 from typing import Any
 
@@ -13,6 +13,7 @@ from tests.benchmarks.fresh import DEATH, TRAINING
 
 LOOKS = {TRAINING: ("#D55E00", "o"), DEATH: ("#0072B2", "s")}  # two of Okabe and Ito's colours
 PRODUCT_LOOK: dict[str, Any] = {"c": "0.45", "ls": "--", "marker": ".", "lw": 1.1, "label": "encoder's product alone"}
+STACK_LOOKS = {"stack_ratio": ("#D55E00", "o", "stacked"), "alone_ratio": ("#0072B2", "s", "one after the other")}
 WEIGHTS_LOOK: dict[str, Any] = {"c": "0.45", "ls": ":", "lw": 1.3, "label": "the weights themselves (not counted)"}
 
 
@@ -44,8 +45,39 @@ def _panel(axes: Axes, points: pd.DataFrame, varied: str, measured: str) -> None
         axes.plot(once[varied], once["product_seconds"], **PRODUCT_LOOK)
     else:
         axes.plot(once[varied], once["weights_mb"], **WEIGHTS_LOOK)
+    _logarithmic(axes, sorted(once[varied]))
+
+
+@mpl.rc_context(STYLE)
+def stacks(rows: pd.DataFrame) -> Figure:
+    """A stack's step and its members' one after the other, in units of their product: over members, and over width."""
+    plain = rows[rows["revival"] == "none"]
+    over_members = plain[plain["d_model"] == plain["d_model"].min()]
+    widths = plain[(plain["batch"] == over_members["batch"].iloc[0]) & ~plain.index.isin(over_members.index)]
+    figure = Figure(figsize=(8.0, 3.6), layout="constrained")
+    by_members, by_width = figure.subplots(1, 2, sharey=True)
+    _stack_panel(by_members, over_members, "members")
+    _stack_panel(by_width, widths, "d_model")
+    smallest = over_members.iloc[0]
+    by_members.set_xlabel(f"SAEs (d_model {smallest['d_model']}, n_features {smallest['n_features']})")
+    by_width.set_xlabel(f"d_model of {widths['members'].iloc[0]} SAEs (n_features 8 times as many)")
+    by_members.set_ylim(bottom=1)  # the product itself
+    by_members.set_ylabel("time of a step, × the encoders' product")
+    figure.legend(*by_members.get_legend_handles_labels(), loc="outside upper center", ncols=2)
+    return figure
+
+
+def _stack_panel(axes: Axes, points: pd.DataFrame, varied: str) -> None:
+    for measured, (color, marker, name) in STACK_LOOKS.items():
+        for (threads, line), style in zip(points.groupby("threads"), ("-", "--"), strict=True):
+            label = f"{name}, {threads} thread{'s' if threads != 1 else ''}"
+            axes.plot(line[varied], line[measured], c=color, marker=marker, ls=style, ms=4, lw=1.4, label=label)
+    _logarithmic(axes, sorted(set(points[varied])))
+
+
+def _logarithmic(axes: Axes, places: list[int]) -> None:
     axes.set(xscale="log", yscale="log")
-    axes.xaxis.set_major_locator(FixedLocator(sorted(once[varied])))
+    axes.xaxis.set_major_locator(FixedLocator(places))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(
         FuncFormatter(lambda value, _: f"{value / 1024:g}k" if value >= 1024 else f"{value:g}")

@@ -8,7 +8,7 @@ import pandas as pd
 from sae_outliers.training.stack import LARGEST
 from sae_outliers.utils.files import atomic_write
 from tests.benchmarks import ours, peers, stacking
-from tests.benchmarks.figure import growth
+from tests.benchmarks.figure import growth, stacks
 from tests.benchmarks.fresh import DEATH, TRAINING
 from tests.benchmarks.memory import HOW
 from tests.benchmarks.plan import Plan
@@ -44,10 +44,11 @@ def write_table(directory: Path, name: str, frame: pd.DataFrame) -> None:
         frame.to_csv(path, index=False)
 
 
-def write(directory: Path, sizes: pd.DataFrame, text: str) -> None:
-    """growth.png and README.md."""
-    with atomic_write(directory / "growth.png") as path:
-        growth(sizes).savefig(path, format="png", dpi=200)
+def write(directory: Path, tables: Mapping[str, pd.DataFrame], text: str) -> None:
+    """growth.png, stack.png and README.md."""
+    for name, drawn in (("growth", growth(tables["growth"])), ("stack", stacks(tables["stack"]))):
+        with atomic_write(directory / f"{name}.png") as path:
+            drawn.savefig(path, format="png", dpi=200)
     with atomic_write(directory / "README.md") as path:
         path.write_text(text)
 
@@ -110,6 +111,7 @@ def _stack(plan: Plan, frame: pd.DataFrame) -> Iterator[str]:
         "the features are dead. A run makes stacks of as many members as have "
         f"{LARGEST['cpu']:,} pre-activations a batch together on a CPU, and trains SAEs alone of which not two have."
     )
+    yield "![A step in a stack and alone, over stack size and width](stack.png)"
     yield markdown(frame)
 
 
