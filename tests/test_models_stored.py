@@ -14,8 +14,9 @@ import torch
 from safetensors.torch import save_file
 
 from sae_outliers.activations.capture import capture
-from sae_outliers.data.arrays import ROWS_PER_DOCUMENT, AlphaFold3Outputs, StoredArrays
+from sae_outliers.data.arrays import AlphaFold3Outputs, StoredArrays
 from sae_outliers.data.layered import last_layer
+from sae_outliers.data.selection import ROWS_PER_DOCUMENT
 from sae_outliers.models.other import precomputed as stored
 from sae_outliers.runs.layer_spec import layers_of
 from tests.conftest import Run, composed

@@ -1,4 +1,4 @@
-"""Activations stored by other programs, as documents (array_files.py says of which files)."""
+"""Activations stored by other programs, as documents (activation_files.py says of which files)."""
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sae_outliers.data.array_files import READERS, Piece, Selection, pieces_of, supported, unsupported_message
-from sae_outliers.data.array_files import ROWS_PER_DOCUMENT as ROWS_PER_DOCUMENT
+from sae_outliers.data.activation_files import READERS, pieces_of, supported, unsupported_message
 from sae_outliers.data.layered import LAYER, layer_paths, refuse_pooled_layers, saev_layers
 from sae_outliers.data.reading import Tolerance
+from sae_outliers.data.selection import Piece, Selection
 
 log = logging.getLogger(__name__)
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from sae_outliers.data.array_files import supported
+from sae_outliers.data.activation_files import supported
 from sae_outliers.data.layered import LAYER, NUMBERED, layer_paths
 from sae_outliers.paths import CONF_OWN, config_folders
 from sae_outliers.utils.quoting import quoted
