@@ -62,6 +62,8 @@ class Array:
 
 
 def array_pieces(file: Path, arrays: Sequence[Array]) -> list[Piece]:
+    """Return a piece for each document of the arrays."""
+
     def piece(array: Array, index: Any) -> Piece:
         def read(_rng: np.random.Generator) -> Iterator[Tensor]:
             with reading(file):
@@ -73,6 +75,7 @@ def array_pieces(file: Path, arrays: Sequence[Array]) -> list[Piece]:
 
 
 def read_npy(file: Path, selection: Selection) -> list[Piece]:
+    """Read NumPy's file of one array, memory-mapped."""
     return array_pieces(file, [only_array(file, _loaded(file), selection)])
 
 
@@ -94,6 +97,8 @@ def only_array(file: Path, array: Any, selection: Selection) -> Array:
 
 
 def read_npz(file: Path, selection: Selection) -> list[Piece]:
+    """Read NumPy's archive: one piece, because each of its arrays is decompressed whole."""
+
     def read(rng: np.random.Generator) -> Iterator[Tensor]:
         with reading(file), np.load(file, allow_pickle=False) as archive:
             arrays = _named_arrays(file, archive.files, archive.__getitem__, selection)
@@ -142,6 +147,7 @@ def _mask(names: Sequence[str], get: Callable[[str], Any], selection: Selection,
 
 
 def read_safetensors(file: Path, selection: Selection) -> list[Piece]:
+    """Read the arrays of a safetensors file, a document at a time."""
     from safetensors import safe_open
 
     def part(name: str) -> Callable[[Any], Tensor]:
@@ -159,6 +165,7 @@ def read_safetensors(file: Path, selection: Selection) -> list[Piece]:
 
 
 def read_torch(file: Path, selection: Selection) -> list[Piece]:
+    """Read what torch.save wrote, a tensor or a list or dict of tensors; nothing is unpickled."""
     with reading(file, TENSORS_ONLY):
         held = torch.load(file, map_location="cpu", weights_only=True, mmap=_is_zip(file))
     if isinstance(held, Tensor):
@@ -177,6 +184,7 @@ def _is_zip(file: Path) -> bool:
 
 
 def read_hdf5(file: Path, selection: Selection) -> list[Piece]:
+    """Read the datasets of an HDF5 file, a document at a time."""
     try:
         import h5py
     except ModuleNotFoundError as error:

@@ -13,6 +13,7 @@ from sae_outliers.data.selection import ROWS_PER_DOCUMENT, Piece, Selection, as_
 
 
 def read_parquet(file: Path, selection: Selection) -> list[Piece]:
+    """Read a Parquet file, a piece for each row group."""
     import pyarrow.parquet as parquet
 
     def piece(group: int) -> Piece:
