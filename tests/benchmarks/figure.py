@@ -13,8 +13,8 @@ from tests.benchmarks.fresh import DEATH, TRAINING
 
 LOOKS = {TRAINING: ("#D55E00", "o"), DEATH: ("#0072B2", "s")}  # two of Okabe and Ito's colours
 PRODUCT_LOOK: dict[str, Any] = {"c": "0.45", "ls": "--", "marker": ".", "lw": 1.1, "label": "encoder's product alone"}
-STACK_LOOKS = {"stack_ratio": ("#D55E00", "o", "stacked"), "alone_ratio": ("#0072B2", "s", "one after the other")}
 WEIGHTS_LOOK: dict[str, Any] = {"c": "0.45", "ls": ":", "lw": 1.3, "label": "the weights themselves (not counted)"}
+STACK_LOOKS = {"stack_ratio": ("#D55E00", "o", "stacked"), "alone_ratio": ("#0072B2", "s", "one after the other")}
 
 
 @mpl.rc_context(STYLE)
@@ -51,16 +51,15 @@ def _panel(axes: Axes, points: pd.DataFrame, varied: str, measured: str) -> None
 @mpl.rc_context(STYLE)
 def stacks(rows: pd.DataFrame) -> Figure:
     """A stack's step and its members' one after the other, in units of their product: over members, and over width."""
-    plain = rows[rows["revival"] == "none"]
-    over_members = plain[plain["d_model"] == plain["d_model"].min()]
-    widths = plain[(plain["batch"] == over_members["batch"].iloc[0]) & ~plain.index.isin(over_members.index)]
+    small = rows[(rows["revival"] == "none") & (rows["batch"] == rows["batch"].min())]
+    narrowest = small["d_model"].min()
+    over_members, over_width = small[small["d_model"] == narrowest], small[small["d_model"] > narrowest]
     figure = Figure(figsize=(8.0, 3.6), layout="constrained")
     by_members, by_width = figure.subplots(1, 2, sharey=True)
     _stack_panel(by_members, over_members, "members")
-    _stack_panel(by_width, widths, "d_model")
-    smallest = over_members.iloc[0]
-    by_members.set_xlabel(f"SAEs (d_model {smallest['d_model']}, n_features {smallest['n_features']})")
-    by_width.set_xlabel(f"d_model of {widths['members'].iloc[0]} SAEs (n_features 8 times as many)")
+    _stack_panel(by_width, over_width, "d_model")
+    by_members.set_xlabel(f"SAEs (d_model {narrowest}, n_features {over_members['n_features'].iloc[0]})")
+    by_width.set_xlabel(f"d_model of {over_width['members'].iloc[0]} SAEs (n_features 8 times as many)")
     by_members.set_ylim(bottom=1)  # the product itself
     by_members.set_ylabel("time of a step, × the encoders' product")
     figure.legend(*by_members.get_legend_handles_labels(), loc="outside upper center", ncols=2)
